@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "kernels/rows.h"
+
+namespace sparsekv {
+
+// Exact softmax attention of every query token of an item over its rows: rows 0 .. position of the
+// token (causal, dense), or, where `selection` is given, the selected rows of each KV head. Query
+// head h reads KV head h / group. out = sum_i softmax_i(scale * q . k_i) v_i in float32.
+//
+// A token's result depends only on its q and on the list of its rows: entries are taken in index
+// order, in tiles of 64 and splits of kAttendSplit entries counted from the list's start, whose
+// partial results merge in order. So dense equals a selection of all rows to the bit, and a chunk
+// of prefill equals the same tokens one by one.
+inline constexpr uint32_t kAttendTile = 64;
+inline constexpr uint32_t kAttendSplit = 1024;
+
+struct AttendArgs {
+  struct Item {
+    StepSpan span;  // with a selection: exactly one token
+    RowTable rows;
+    const uint32_t* selection =
+        nullptr;         // [kv_heads, selection_stride], ascending, or null = dense
+    uint32_t count = 0;  // entries of each selection
+  };
+  const float* q = nullptr;  // [step tokens, kv_heads * group, head_dim], after RoPE
+  float* out = nullptr;      // the same shape; rows of tokens outside every item are not written
+  uint32_t kv_heads = 0;
+  uint32_t group = 0;
+  uint32_t head_dim = 0;  // 8 .. kMaxHeadDim, a multiple of 8
+  float scale = 1.0f;
+  size_t selection_stride = 0;
+  std::span<const Item> items;
+};
+
+}  // namespace sparsekv

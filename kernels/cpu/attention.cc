@@ -1,0 +1,299 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/attention.cc"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include <cstring>
+#include <vector>
+
+#include "base/check.h"
+#include "kernels/cpu/attention-inl.h"
+#include "kernels/cpu/attention_plan.h"
+#include "kernels/cpu/operations.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace sparsekv::cpu::HWY_NAMESPACE {
+namespace {
+
+// Stands for rows that a tile does not have: they must be readable, and weigh nothing.
+alignas(64) constexpr std::byte kZeroRow[2 * kMaxHeadDim * sizeof(float)] = {};
+
+size_t PaddedDim(const AttendArgs& args) { return RoundUp(args.head_dim, kLanes); }
+
+// The scratch of a thread that works on one block.
+struct Workspace {
+  float* q = nullptr;        // [rows, head_dim]
+  float* keys = nullptr;     // [head_dim, kAttendTile]
+  float* values = nullptr;   // [kAttendTile, padded]
+  float* scores = nullptr;   // [rows, kAttendTile]
+  float* factors = nullptr;  // [rows]
+  AttendPartial part;
+  AttendPartial total;
+
+  static size_t Floats(const AttendArgs& args, size_t rows) {
+    const size_t padded = PaddedDim(args);
+    return rows * (args.head_dim + kAttendTile + 1) + kAttendTile * (args.head_dim + padded) +
+           2 * AttendPartial::Floats(rows, padded);
+  }
+
+  Workspace(const AttendArgs& args, size_t rows, float* memory) {
+    const size_t padded = PaddedDim(args);
+    keys = memory;
+    values = keys + args.head_dim * kAttendTile;
+    scores = values + kAttendTile * padded;
+    q = scores + rows * kAttendTile;
+    factors = q + rows * args.head_dim;
+    part = AttendPartial(factors + rows, rows, padded);
+    total = AttendPartial(part.sums + AttendPartial::Floats(rows, padded), rows, padded);
+  }
+};
+
+void LoadQueries(const AttendBlock& block, float* q) {
+  const size_t floats = size_t{block.args->group} * block.args->head_dim;
+  for (uint32_t t = 0; t < block.tokens; ++t) {
+    memcpy(q + t * floats, block.args->q + block.HeadOffset(t), floats * sizeof(float));
+  }
+}
+
+// Adds the tile's first `count` entries to rows [first, first + rows).
+void AddWeighted(const AttendBlock& block, const Workspace& work, const AttendPartial& part,
+                 size_t first, size_t rows, size_t count) {
+  const size_t padded = PaddedDim(*block.args);
+  for (size_t r = first; r < first + rows; ++r) {
+    work.factors[r] = SoftmaxStep(work.scores + r * kAttendTile, count, block.args->scale,
+                                  part.maximum + r, part.total + r);
+  }
+  const Product product{.a = work.scores + first * kAttendTile,
+                        .a_stride = kAttendTile,
+                        .b = work.values,
+                        .b_stride = padded,
+                        .depth = count,
+                        .c = part.sums + first * padded,
+                        .c_stride = padded,
+                        .factors = work.factors + first};
+  Multiply(product, rows, padded);
+}
+
+// Where the rows of a tile lie: entries [begin, end) of the lists, at most kAttendTile.
+struct TileRows {
+  const std::byte* rows[kAttendTile];
+
+  void Find(const AttendBlock& block, uint32_t begin, uint32_t end) {
+    for (uint32_t i = 0; i < kAttendTile; ++i) {
+      rows[i] = begin + i < end ? block.Row(begin + i) : kZeroRow;
+    }
+  }
+};
+
+// Entries [begin, begin + count) of the lists, count <= kAttendTile. `next` will be the next tile.
+void AddTile(const AttendBlock& block, const Workspace& work, const AttendPartial& part,
+             uint32_t begin, uint32_t count, const TileRows& tile, const TileRows& next) {
+  const AttendArgs& args = *block.args;
+  const DType dtype = block.item->rows.layout->dtype;
+  // Rows into scratch.
+  TransposeKeys(tile.rows, next.rows, args.head_dim, dtype, work.keys);
+  WidenValues(tile.rows, next.rows, count, args.head_dim, dtype, PaddedDim(args), work.values);
+  // Dot products of every row that sees the tile. Those with entries beyond a row's list are
+  // dropped by the softmax step.
+  uint32_t token = block.FirstTokenWith(begin);
+  const size_t first = size_t{token} * args.group;
+  const Product dots{.a = work.q + first * args.head_dim,
+                     .a_stride = args.head_dim,
+                     .b = work.keys,
+                     .b_stride = kAttendTile,
+                     .depth = args.head_dim,
+                     .c = work.scores + first * kAttendTile,
+                     .c_stride = kAttendTile};
+  Multiply(dots, block.rows() - first, kAttendTile);
+  // Tokens whose lists end inside the tile, one by one; then those that see all of it.
+  for (; token < block.tokens && block.Entries(token) < begin + count; ++token) {
+    AddWeighted(block, work, part, size_t{token} * args.group, args.group,
+                block.Entries(token) - begin);
+  }
+  if (token < block.tokens) {
+    AddWeighted(block, work, part, size_t{token} * args.group,
+                size_t{block.tokens - token} * args.group, count);
+  }
+}
+
+void AddSplit(const AttendBlock& block, const Workspace& work, const AttendPartial& part,
+              uint32_t split) {
+  const size_t rows = block.rows();
+  for (size_t r = 0; r < rows; ++r) {
+    part.maximum[r] = -HUGE_VALF;
+    part.total[r] = 0;
+  }
+  memset(part.sums, 0, rows * PaddedDim(*block.args) * sizeof(float));
+  const uint32_t end = HWY_MIN(block.longest(), (split + 1) * kAttendSplit);
+  TileRows tiles[2];
+  uint32_t begin = split * kAttendSplit;
+  tiles[0].Find(block, begin, end);
+  for (uint32_t i = 0; begin < end; ++i, begin += kAttendTile) {
+    TileRows& next = tiles[(i + 1) % 2];
+    next.Find(block, begin + kAttendTile, end);
+    AddTile(block, work, part, begin, HWY_MIN(kAttendTile, end - begin), tiles[i % 2], next);
+  }
+}
+
+// total = total and the split's part, for the rows whose lists reach into the split.
+void MergeSplit(const AttendBlock& block, const AttendPartial& total, const AttendPartial& part,
+                uint32_t split) {
+  const DF d;
+  const size_t padded = PaddedDim(*block.args);
+  const uint32_t token = block.FirstTokenWith(split * kAttendSplit);
+  for (size_t r = size_t{token} * block.args->group; r < block.rows(); ++r) {
+    const float highest = HWY_MAX(total.maximum[r], part.maximum[r]);
+    const float keep = Exp(total.maximum[r] - highest);
+    const float add = Exp(part.maximum[r] - highest);
+    total.maximum[r] = highest;
+    total.total[r] = total.total[r] * keep + part.total[r] * add;
+    for (size_t c = 0; c < padded; c += kLanes) {
+      const VF kept = hn::Mul(hn::LoadU(d, total.sums + r * padded + c), hn::Set(d, keep));
+      const VF added = hn::LoadU(d, part.sums + r * padded + c);
+      hn::StoreU(hn::MulAdd(added, hn::Set(d, add), kept), d, total.sums + r * padded + c);
+    }
+  }
+}
+
+void WriteOut(const AttendBlock& block, const AttendPartial& total) {
+  const size_t dim = block.args->head_dim;
+  const size_t padded = PaddedDim(*block.args);
+  for (uint32_t t = 0; t < block.tokens; ++t) {
+    float* out = block.args->out + block.HeadOffset(t);
+    for (size_t g = 0; g < block.args->group; ++g) {
+      const size_t r = size_t{t} * block.args->group + g;
+      const float scale = 1.0f / total.total[r];
+      for (size_t c = 0; c < dim; ++c) out[g * dim + c] = total.sums[r * padded + c] * scale;
+    }
+  }
+}
+
+void AttendWhole(const AttendBlock& block, Scratch& scratch, unsigned thread) {
+  const size_t rows = block.rows();
+  const Workspace work(*block.args, rows,
+                       scratch.Get(thread, Workspace::Floats(*block.args, rows)));
+  LoadQueries(block, work.q);
+  AddSplit(block, work, work.total, 0);
+  for (uint32_t split = 1; split < block.splits(); ++split) {
+    AddSplit(block, work, work.part, split);
+    MergeSplit(block, work.total, work.part, split);
+  }
+  WriteOut(block, work.total);
+}
+
+// `partials` holds the block's splits one after the other.
+AttendPartial PartialOf(const AttendBlock& block, float* partials, uint32_t split) {
+  const size_t padded = PaddedDim(*block.args);
+  const size_t floats = AttendPartial::Floats(block.rows(), padded);
+  return AttendPartial(partials + split * floats, block.rows(), padded);
+}
+
+void AttendSplit(const AttendBlock& block, uint32_t split, float* partials, Scratch& scratch,
+                 unsigned thread) {
+  const size_t rows = block.rows();
+  const Workspace work(*block.args, rows,
+                       scratch.Get(thread, Workspace::Floats(*block.args, rows)));
+  LoadQueries(block, work.q);
+  AddSplit(block, work, PartialOf(block, partials, split), split);
+}
+
+void MergeSplits(const AttendBlock& block, float* partials) {
+  const AttendPartial total = PartialOf(block, partials, 0);
+  for (uint32_t split = 1; split < block.splits(); ++split) {
+    MergeSplit(block, total, PartialOf(block, partials, split), split);
+  }
+  WriteOut(block, total);
+}
+
+size_t PartialFloats(const AttendBlock& block) {
+  return AttendPartial::Floats(block.rows(), PaddedDim(*block.args)) * block.splits();
+}
+
+}  // namespace
+}  // namespace sparsekv::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace sparsekv::cpu {
+namespace {
+
+HWY_EXPORT(AttendWhole);
+HWY_EXPORT(AttendSplit);
+HWY_EXPORT(MergeSplits);
+HWY_EXPORT(PartialFloats);
+
+// Rows of a block: enough that widening a tile costs little beside using it, few enough that scores
+// and sums stay in the L2 cache.
+constexpr uint32_t kBlockRows = 48;
+// Fewer blocks per thread than this, and splits become tasks of their own.
+constexpr size_t kMinBlocksPerThread = 4;
+constexpr size_t kMaxPartialFloats = size_t{16} << 20;
+
+std::vector<AttendBlock> MakeBlocks(const AttendArgs& args) {
+  std::vector<AttendBlock> blocks;
+  const uint32_t block_tokens = args.group < kBlockRows ? kBlockRows / args.group : 1;
+  for (const AttendArgs::Item& item : args.items) {
+    CHECK(item.selection == nullptr || item.span.tokens == 1);
+    CHECK(item.selection == nullptr || item.count > 0);
+    for (uint32_t t = 0; t < item.span.tokens; t += block_tokens) {
+      const uint32_t left = item.span.tokens - t;
+      for (uint32_t kv_head = 0; kv_head < args.kv_heads; ++kv_head) {
+        blocks.push_back({.args = &args,
+                          .item = &item,
+                          .kv_head = kv_head,
+                          .first_token = t,
+                          .tokens = left < block_tokens ? left : block_tokens});
+      }
+    }
+  }
+  return blocks;
+}
+
+void AttendBySplits(const std::vector<AttendBlock>& blocks, size_t floats, Context& context) {
+  struct Task {
+    uint32_t block;
+    uint32_t split;
+  };
+  std::vector<Task> tasks;
+  std::vector<float*> partials;
+  float* free = context.shared.Get(0, floats);
+  for (uint32_t b = 0; b < blocks.size(); ++b) {
+    for (uint32_t split = 0; split < blocks[b].splits(); ++split) tasks.push_back({b, split});
+    partials.push_back(free);
+    free += HWY_DYNAMIC_DISPATCH(PartialFloats)(blocks[b]);
+  }
+  const auto attend = HWY_DYNAMIC_DISPATCH(AttendSplit);
+  context.pool.Run(static_cast<uint32_t>(tasks.size()), [&](uint32_t i, unsigned thread) {
+    const Task& task = tasks[i];
+    attend(blocks[task.block], task.split, partials[task.block], context.scratch, thread);
+  });
+  const auto merge = HWY_DYNAMIC_DISPATCH(MergeSplits);
+  context.pool.Run(static_cast<uint32_t>(blocks.size()),
+                   [&](uint32_t b, unsigned) { merge(blocks[b], partials[b]); });
+}
+
+}  // namespace
+
+void Attend(const AttendArgs& args, Context& context) {
+  CHECK(args.head_dim >= 8 && args.head_dim <= kMaxHeadDim && args.head_dim % 8 == 0);
+  const std::vector<AttendBlock> blocks = MakeBlocks(args);
+  size_t splits = 0;
+  size_t floats = 0;
+  for (const AttendBlock& block : blocks) {
+    splits += block.splits();
+    floats += HWY_DYNAMIC_DISPATCH(PartialFloats)(block);
+  }
+  const unsigned threads = context.pool.threads();
+  if (threads > 1 && splits > blocks.size() && floats <= kMaxPartialFloats &&
+      blocks.size() < kMinBlocksPerThread * threads) {
+    AttendBySplits(blocks, floats, context);
+    return;
+  }
+  const auto attend = HWY_DYNAMIC_DISPATCH(AttendWhole);
+  context.pool.Run(static_cast<uint32_t>(blocks.size()), [&](uint32_t b, unsigned thread) {
+    attend(blocks[b], context.scratch, thread);
+  });
+}
+
+}  // namespace sparsekv::cpu
+#endif  // HWY_ONCE

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "kernels/attention.h"
+
+namespace sparsekv::cpu {
+
+// A unit of attention: neighbouring query tokens of one item that read the same KV head. Its rows
+// are the tokens' query heads, row = token * group + head of the group. All rows share each K and V
+// row that is loaded.
+struct AttendBlock {
+  const AttendArgs* args = nullptr;
+  const AttendArgs::Item* item = nullptr;
+  uint32_t kv_head = 0;
+  uint32_t first_token = 0;  // of the item
+  uint32_t tokens = 0;
+
+  uint32_t rows() const { return tokens * args->group; }
+
+  // How many entries the list of the block's token t has. Lists grow with t (causal).
+  uint32_t Entries(uint32_t t) const {
+    if (item->selection != nullptr) return item->count;
+    return item->span.position + first_token + t + 1;
+  }
+  uint32_t longest() const { return Entries(tokens - 1); }
+  uint32_t splits() const { return (longest() + kAttendSplit - 1) / kAttendSplit; }
+
+  // The first of the block's tokens whose list has an entry `entry`. REQUIRES: entry < longest().
+  uint32_t FirstTokenWith(uint32_t entry) const {
+    const uint32_t shortest = Entries(0);
+    return entry < shortest ? 0 : entry + 1 - shortest;
+  }
+
+  const std::byte* Row(uint32_t entry) const {
+    if (item->selection != nullptr) {
+      entry = item->selection[kv_head * args->selection_stride + entry];
+    }
+    return item->rows.Row(kv_head, entry);
+  }
+
+  // Where the first head of the block's token t lies in q and out.
+  size_t HeadOffset(uint32_t t) const {
+    const size_t token = size_t{item->span.first} + first_token + t;
+    return (token * args->kv_heads + kv_head) * args->group * args->head_dim;
+  }
+};
+
+// The running softmax of a block's rows: over one split, or over all splits so far.
+struct AttendPartial {
+  float* sums = nullptr;     // [rows, padded]: weights times values
+  float* maximum = nullptr;  // [rows]
+  float* total = nullptr;    // [rows]: sum of weights
+
+  static size_t Floats(size_t rows, size_t padded) { return rows * (padded + 2); }
+
+  AttendPartial() = default;
+  AttendPartial(float* memory, size_t rows, size_t padded)
+      : sums(memory), maximum(memory + rows * padded), total(maximum + rows) {}
+};
+
+}  // namespace sparsekv::cpu

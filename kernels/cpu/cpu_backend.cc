@@ -1,0 +1,55 @@
+#include <sched.h>
+
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "kernels/backend.h"
+#include "kernels/cpu/operations.h"
+
+namespace sparsekv {
+namespace {
+
+// One thread per core that the process may run on.
+unsigned AllowedCores() {
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return 1;
+  const int count = CPU_COUNT(&allowed);
+  return count < 1 ? 1u : static_cast<unsigned>(count);
+}
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(unsigned threads)
+      : context_(threads),
+        name_("cpu (" + cpu::InstructionSet() + ", " + std::to_string(threads) +
+              (threads == 1 ? " thread)" : " threads)")) {}
+
+  std::string_view name() const override { return name_; }
+
+  void Embed(const EmbedArgs& args) override { cpu::Embed(args, context_); }
+  void RmsNorm(const RmsNormArgs& args) override { cpu::RmsNorm(args, context_); }
+  void Linear(const LinearArgs& args) override { cpu::Linear(args, context_); }
+  void SwiGlu(const SwiGluArgs& args) override { cpu::SwiGlu(args, context_); }
+  void Rope(const RopeArgs& args) override { rotation_.Apply(args, context_); }
+  void AppendRows(const AppendRowsArgs& args) override { cpu::AppendRows(args, context_); }
+  void AppendLabels(const AppendLabelsArgs& args) override { cpu::AppendLabels(args, context_); }
+  void ScoreLabels(const ScoreLabelsArgs& args) override { cpu::ScoreLabels(args, context_); }
+  void Select(const SelectArgs& args) override { cpu::Select(args, context_); }
+  void Attend(const AttendArgs& args) override { cpu::Attend(args, context_); }
+  SampledToken Sample(const SampleArgs& args) override { return cpu::Sample(args, context_); }
+
+ private:
+  cpu::Context context_;
+  cpu::Rotation rotation_;
+  std::string name_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> MakeCpuBackend(unsigned threads) {
+  return std::make_unique<CpuBackend>(threads == 0 ? AllowedCores() : threads);
+}
+
+}  // namespace sparsekv

@@ -1,0 +1,81 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "base/limits.h"
+#include "kernels/rows.h"
+
+namespace sparsekv {
+
+// A label page holds the labels of kBlockTokens tokens of one sequence, all layers:
+// [layer][kv_head][channel][token] in bfloat16. Tokens are innermost, so that scoring runs over
+// contiguous tokens whatever the number of channels.
+struct LabelLayout {
+  uint32_t layers = 0;
+  uint32_t kv_heads = 0;
+  uint32_t channels = 0;  // r, label channels per KV head
+
+  size_t head_stride() const { return size_t{2} * channels * kBlockTokens; }
+  size_t layer_stride() const { return head_stride() * kv_heads; }
+  size_t page_bytes() const { return layer_stride() * layers; }
+};
+
+// The labels of one sequence in one layer.
+struct LabelTable {
+  std::byte* const* pages = nullptr;  // [ceil(tokens / kBlockTokens)], starts of whole pages
+  const LabelLayout* layout = nullptr;
+  uint32_t layer = 0;
+
+  // The first channel's values of the token's page: bf16 [channels][kBlockTokens].
+  std::byte* Head(uint32_t kv_head, uint32_t page) const {
+    return pages[page] + layer * layout->layer_stride() + kv_head * layout->head_stride();
+  }
+};
+
+// Writes the labels of the step's tokens: label[c] = bf16(row_dtype(k[channels[c]])), so that the
+// label is a function of the stored row and can be made again from it.
+struct AppendLabelsArgs {
+  struct Item {
+    StepSpan span;
+    LabelTable labels;
+  };
+  const float* k = nullptr;  // [tokens, kv_heads, head_dim], after RoPE
+  uint32_t kv_heads = 0;
+  uint32_t head_dim = 0;
+  DType row_dtype = DType::kF32;
+  const uint16_t* channels = nullptr;  // [kv_heads, layout->channels], of this layer
+  std::span<const Item> items;
+};
+
+// How the label scores s_h(t) of the G query heads of a KV head become one score.
+enum class Pooling : uint8_t {
+  kMaxNormalised = 0,  // max over h of s_h(t) / |q_h on the label channels|; 0 where the norm is 0
+  kSum = 1,            // sum over h of s_h(t)
+  kSoftmaxMass = 2,    // sum over h of softmax over t of s_h(t) / sqrt(head_dim)
+};
+
+// scores[kv_head][t] for the tokens 0 .. tokens-1 of each item, from one query token per item:
+// s_h(t) = sum_c q[h, channels[c]] * label[t, c] in float32, channels in order, each product
+// rounded before it is added (no fused multiply-add), then pooled over h in order. kMaxNormalised
+// divides the query's channels by their norm before the sum. So kMaxNormalised and kSum give the
+// same bits on every backend, and with them the same selection.
+struct ScoreLabelsArgs {
+  struct Item {
+    uint32_t query = 0;   // the step's token whose q asks
+    uint32_t tokens = 0;  // labels present, the query's own included
+    LabelTable labels;
+    float* scores = nullptr;  // [kv_heads, score_stride], written for t < tokens
+  };
+  const float* q = nullptr;  // [step tokens, kv_heads * group, head_dim], after RoPE
+  uint32_t kv_heads = 0;
+  uint32_t group = 0;  // query heads per KV head
+  uint32_t head_dim = 0;
+  const uint16_t* channels = nullptr;  // [kv_heads, layout->channels]
+  Pooling pooling = Pooling::kMaxNormalised;
+  size_t score_stride = 0;
+  std::span<const Item> items;
+};
+
+}  // namespace sparsekv

@@ -1,0 +1,120 @@
+#include <gtest/gtest.h>
+
+#include "kernels/test_cases.h"
+
+namespace sparsekv::testing {
+namespace {
+
+class LabelsTest : public CpuTest {
+ protected:
+  struct Case {
+    uint32_t kv_heads;
+    uint32_t group;
+    uint32_t channels;
+    std::vector<uint32_t> lengths;
+    Pooling pooling;
+  };
+
+  // Scores by both backends; `zero_head` blanks the first query head.
+  void Check(Random& random, const Case& test, bool zero_head) {
+    const uint32_t head_dim = 64;
+    const auto items_count = static_cast<uint32_t>(test.lengths.size());
+    Labels labels(test.kv_heads, test.channels, test.lengths);
+    const std::vector<uint16_t> channels =
+        Labels::Channels(random, test.kv_heads, head_dim, test.channels);
+    std::vector<float> q =
+        random.Normals(size_t{2} * items_count * test.kv_heads * test.group * head_dim);
+    if (zero_head) std::fill_n(q.begin(), size_t{test.group} * head_dim, 0.0f);
+    const uint32_t longest = *std::max_element(test.lengths.begin(), test.lengths.end());
+    const size_t stride = longest + 3;
+    Output<float> got(items_count * test.kv_heads * stride);
+    Output<float> expected(got.size());
+    std::vector<ScoreLabelsArgs::Item> items;
+    for (uint32_t i = 0; i < items_count; ++i) {
+      labels.Fill(random, i, test.lengths[i]);
+      items.push_back({.query = (i * 2) % (items_count * 2),
+                       .tokens = test.lengths[i],
+                       .labels = labels.Table(i)});
+    }
+    ScoreLabelsArgs args{.q = q.data(),
+                         .kv_heads = test.kv_heads,
+                         .group = test.group,
+                         .head_dim = head_dim,
+                         .channels = channels.data(),
+                         .pooling = test.pooling,
+                         .score_stride = stride};
+    for (Output<float>* out : {&got, &expected}) {
+      for (uint32_t i = 0; i < items_count; ++i) {
+        items[i].scores = out->data() + i * test.kv_heads * stride;
+      }
+      args.items = items;
+      (out == &got ? cpu() : reference()).ScoreLabels(args);
+    }
+    Compare(test, stride, got, expected);
+  }
+
+ private:
+  static void Compare(const Case& test, size_t stride, const Output<float>& got,
+                      const Output<float>& expected) {
+    EXPECT_TRUE(got.MarginsUntouched());
+    for (size_t row = 0; row < test.lengths.size() * test.kv_heads; ++row) {
+      const size_t length = test.lengths[row / test.kv_heads];
+      EXPECT_TRUE(got.Untouched(row * stride + length, stride - length));
+      for (size_t t = row * stride; t < row * stride + length; ++t) {
+        if (test.pooling == Pooling::kSoftmaxMass) {
+          const float allowed = 1e-5f * expected[t] + 1e-12f;
+          ASSERT_TRUE(std::fabs(got[t] - expected[t]) <= allowed) << got[t] << " " << expected[t];
+        } else {
+          ASSERT_EQ(got[t], expected[t]) << "every backend gives the same scores";
+        }
+      }
+    }
+  }
+};
+SPARSEKV_ON_EVERY_CPU(LabelsTest);
+
+TEST_P(LabelsTest, PooledScores) {
+  Random random(31);
+  for (Pooling pooling : {Pooling::kMaxNormalised, Pooling::kSum, Pooling::kSoftmaxMass}) {
+    for (int round = 0; round < 8; ++round) {
+      const Case test{.kv_heads = random.Between(1, 3),
+                      .group = random.Between(1, 8),
+                      .channels = random.Between(1, 32),
+                      .lengths = {random.Between(1, 400), random.Between(1, 70), 64},
+                      .pooling = pooling};
+      Check(random, test, round == 0);
+    }
+  }
+}
+
+TEST_P(LabelsTest, ManyPages) {
+  Random random(32);
+  for (Pooling pooling : {Pooling::kMaxNormalised, Pooling::kSum, Pooling::kSoftmaxMass}) {
+    Check(random, {1, 2, 4, {64 * 64 + 1, 9001}, pooling}, false);
+  }
+}
+
+TEST_P(LabelsTest, MassesSumToTheGroup) {
+  Random random(33);
+  const uint32_t tokens = 5003;
+  const uint32_t group = 3;
+  Labels labels(1, 8, {tokens});
+  labels.Fill(random, 0, tokens);
+  const std::vector<uint16_t> channels = Labels::Channels(random, 1, 32, 8);
+  const std::vector<float> q = random.Normals(group * 32, 3.0f);
+  Output<float> scores(tokens);
+  const std::vector<ScoreLabelsArgs::Item> items = {
+      {.query = 0, .tokens = tokens, .labels = labels.Table(0), .scores = scores.data()}};
+  cpu().ScoreLabels({.q = q.data(),
+                     .kv_heads = 1,
+                     .group = group,
+                     .head_dim = 32,
+                     .channels = channels.data(),
+                     .pooling = Pooling::kSoftmaxMass,
+                     .score_stride = tokens,
+                     .items = items});
+  EXPECT_NEAR(std::accumulate(scores.data(), scores.data() + tokens, 0.0), group, 1e-4);
+}
+
+}  // namespace
+}  // namespace sparsekv::testing

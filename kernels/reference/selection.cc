@@ -1,0 +1,108 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "base/check.h"
+#include "kernels/half.h"
+#include "kernels/reference/operations.h"
+
+namespace sparsekv::reference {
+namespace {
+
+// s_h(t) of one query head for every token. `query` holds the head's values on the label channels.
+std::vector<float> HeadScores(const LabelTable& labels, uint32_t kv_head, uint32_t tokens,
+                              const std::vector<float>& query) {
+  std::vector<float> scores(tokens);
+  for (uint32_t t = 0; t < tokens; ++t) {
+    const std::byte* page = labels.Head(kv_head, t / kBlockTokens);
+    float sum = 0;
+    for (size_t c = 0; c < query.size(); ++c) {
+      const float label = LoadValue(page, c * kBlockTokens + t % kBlockTokens, DType::kBF16);
+      sum = sum + query[c] * label;
+    }
+    scores[t] = sum;
+  }
+  return scores;
+}
+
+// Divides the query by its length, so that what it scores is s_h(t) / |q_h|.
+void Normalise(std::vector<float>& query) {
+  float squares = 0;
+  for (float value : query) squares = squares + value * value;
+  const float norm = std::sqrt(squares);
+  for (float& value : query) value = norm == 0 ? 0 : value / norm;
+}
+
+std::vector<float> Softmax(const std::vector<float>& scores, double scale) {
+  double highest = -std::numeric_limits<double>::infinity();
+  for (float score : scores) highest = std::max(highest, score * scale);
+  double total = 0;
+  for (float score : scores) total += std::exp(score * scale - highest);
+  std::vector<float> mass;
+  for (float score : scores) {
+    mass.push_back(static_cast<float>(std::exp(score * scale - highest) / total));
+  }
+  return mass;
+}
+
+}  // namespace
+
+void ScoreLabels(const ScoreLabelsArgs& args) {
+  const double scale = 1.0 / std::sqrt(static_cast<double>(args.head_dim));
+  for (const ScoreLabelsArgs::Item& item : args.items) {
+    const uint32_t channels = item.labels.layout->channels;
+    for (uint32_t kv_head = 0; kv_head < args.kv_heads; ++kv_head) {
+      float* pooled = item.scores + kv_head * args.score_stride;
+      for (uint32_t g = 0; g < args.group; ++g) {
+        const size_t head =
+            size_t{item.query} * args.kv_heads * args.group + size_t{kv_head} * args.group + g;
+        std::vector<float> query;
+        for (uint32_t c = 0; c < channels; ++c) {
+          query.push_back(args.q[head * args.head_dim + args.channels[kv_head * channels + c]]);
+        }
+        if (args.pooling == Pooling::kMaxNormalised) Normalise(query);
+        std::vector<float> scores = HeadScores(item.labels, kv_head, item.tokens, query);
+        if (args.pooling == Pooling::kSoftmaxMass) scores = Softmax(scores, scale);
+        for (uint32_t t = 0; t < item.tokens; ++t) {
+          if (g == 0) {
+            pooled[t] = scores[t];
+          } else if (args.pooling == Pooling::kMaxNormalised) {
+            pooled[t] = std::max(pooled[t], scores[t]);
+          } else {
+            pooled[t] = pooled[t] + scores[t];
+          }
+        }
+      }
+    }
+  }
+}
+
+void Select(const SelectArgs& args) {
+  for (const SelectArgs::Item& item : args.items) {
+    CHECK_LE(AlwaysSetSize(item.tokens), item.count);
+    CHECK_LE(item.count, item.tokens);
+    for (uint32_t h = 0; h < args.kv_heads; ++h) {
+      const float* scores = item.scores + h * args.score_stride;
+      const auto always = [&](uint32_t t) {
+        return t < kSinkTokens || t + kRecentTokens + 1 >= item.tokens;
+      };
+      std::vector<uint32_t> order(item.tokens);
+      std::iota(order.begin(), order.end(), 0u);
+      std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) {
+        if (always(a) != always(b)) return always(a);
+        if (always(a)) return false;
+        if (std::isnan(scores[a]) || std::isnan(scores[b])) {
+          return !std::isnan(scores[a]) && std::isnan(scores[b]);
+        }
+        return scores[a] > scores[b];
+      });
+      uint32_t* selection = item.selection + h * args.selection_stride;
+      std::copy_n(order.begin(), item.count, selection);
+      std::sort(selection, selection + item.count);
+    }
+  }
+}
+
+}  // namespace sparsekv::reference
