@@ -1,0 +1,274 @@
+#include "gpu_worker/checkpoint/weights.h"
+
+#include <spdlog/spdlog.h>
+#include <sys/stat.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <bit>
+#include <map>
+#include <set>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_join.h"
+#include "base/check.h"
+#include "gpu_worker/checkpoint/concat.h"
+#include "gpu_worker/checkpoint/json_file.h"
+
+namespace sparsekv {
+namespace {
+
+constexpr size_t kMaxIndexBytes = 64 << 20;
+constexpr size_t kMaxShards = 4096;
+constexpr size_t kSampleBytes = 4096;  // of a tensor, at each end, in the fingerprint
+
+// A tensor that the model needs, and where its view goes.
+struct Wanted {
+  std::string name;
+  uint32_t rows;  // 0: a vector of `cols`
+  uint32_t cols;
+  WeightView* view;
+};
+
+// Every tensor in one fixed order, which the fingerprint follows.
+std::vector<Wanted> WantedTensors(const ModelConfig& c, Weights& weights) {
+  std::vector<Wanted> wanted;
+  wanted.push_back({"model.embed_tokens.weight", c.vocab_size, c.hidden_size, &weights.embed});
+  for (uint32_t i = 0; i < c.layers; ++i) {
+    LayerWeights& layer = weights.layers[i];
+    const std::string prefix = Concat("model.layers.", i, ".");
+    const auto want = [&](const char* name, uint32_t rows, uint32_t cols, WeightView* view) {
+      wanted.push_back({Concat(prefix, name, ".weight"), rows, cols, view});
+    };
+    want("input_layernorm", 0, c.hidden_size, &layer.attention_norm);
+    want("self_attn.q_proj", c.heads * c.head_dim, c.hidden_size, &layer.wq);
+    want("self_attn.k_proj", c.kv_heads * c.head_dim, c.hidden_size, &layer.wk);
+    want("self_attn.v_proj", c.kv_heads * c.head_dim, c.hidden_size, &layer.wv);
+    want("self_attn.o_proj", c.hidden_size, c.heads * c.head_dim, &layer.wo);
+    want("post_attention_layernorm", 0, c.hidden_size, &layer.mlp_norm);
+    want("mlp.gate_proj", c.intermediate_size, c.hidden_size, &layer.gate);
+    want("mlp.up_proj", c.intermediate_size, c.hidden_size, &layer.up);
+    want("mlp.down_proj", c.hidden_size, c.intermediate_size, &layer.down);
+  }
+  wanted.push_back({"model.norm.weight", 0, c.hidden_size, &weights.norm});
+  if (!c.tie_embeddings) {
+    wanted.push_back({"lm_head.weight", c.vocab_size, c.hidden_size, &weights.lm_head});
+  }
+  return wanted;
+}
+
+// The open files of a checkpoint and which of them holds a tensor.
+struct TensorFiles {
+  std::vector<std::unique_ptr<SafetensorsFile>> files;
+  std::map<std::string, const SafetensorsFile*> holder;  // by tensor name
+};
+
+absl::StatusOr<TensorFiles> OpenSingle(const std::string& path) {
+  TensorFiles result;
+  absl::StatusOr<std::unique_ptr<SafetensorsFile>> file = SafetensorsFile::Open(path);
+  if (!file.ok()) return file.status();
+  for (const auto& [name, entry] : (*file)->entries()) result.holder[name] = file->get();
+  result.files.push_back(*std::move(file));
+  return result;
+}
+
+absl::StatusOr<TensorFiles> OpenShards(const std::string& model_dir, const std::string& index) {
+  absl::StatusOr<nlohmann::json> object = ReadJsonObject(index, kMaxIndexBytes);
+  if (!object.ok()) return object.status();
+  JsonFields fields(*object, index);
+  if (!fields.Has("weight_map") || !fields.Value("weight_map").is_object()) {
+    fields.Refuse("weight_map", "is not an object of tensor names and shards");
+    return fields.status();
+  }
+  TensorFiles result;
+  std::map<std::string, const SafetensorsFile*> shards;
+  for (const auto& [tensor, value] : fields.Value("weight_map").items()) {
+    // Only names of files beside the index: a checkpoint may not point elsewhere.
+    const std::string shard = value.is_string() ? value.get<std::string>() : "";
+    if (shard.empty() || shard.find("/") != std::string::npos ||
+        shard.find("..") != std::string::npos || shard.find(char{0}) != std::string::npos) {
+      fields.RefuseFile(Concat("weight_map.", tensor, " is not a file name"));
+      return fields.status();
+    }
+    auto found = shards.find(shard);
+    if (found == shards.end()) {
+      if (shards.size() == kMaxShards) {
+        fields.RefuseFile(Concat("more than ", kMaxShards, " shards"));
+        return fields.status();
+      }
+      auto file = SafetensorsFile::Open(Concat(model_dir, "/", shard));
+      if (!file.ok()) {
+        return absl::Status(file.status().code(), Concat(std::string(file.status().message()),
+                                                         " (a shard that ", index, " names)"));
+      }
+      found = shards.emplace(shard, file->get()).first;
+      result.files.push_back(*std::move(file));
+    }
+    if (found->second->Find(tensor) == nullptr) {
+      return absl::InvalidArgumentError(Concat(found->second->path(), ": tensor \"", tensor,
+                                               "\" is not in the shard that ", index,
+                                               " names for it"));
+    }
+    result.holder[tensor] = found->second;
+  }
+  return result;
+}
+
+absl::StatusOr<TensorFiles> OpenFiles(const std::string& model_dir) {
+  const std::string index = model_dir + "/model.safetensors.index.json";
+  const std::string single = model_dir + "/model.safetensors";
+  struct stat info;
+  // The single file wins where both lie, as it does for other loaders.
+  if (stat(single.c_str(), &info) != 0 && stat(index.c_str(), &info) == 0) {
+    return OpenShards(model_dir, index);
+  }
+  return OpenSingle(single);
+}
+
+std::string ShapeText(const std::vector<uint64_t>& shape) {
+  return Concat("[", absl::StrJoin(shape, ", "), "]");
+}
+
+absl::Status Bind(const SafetensorsFile& file, const Wanted& wanted) {
+  const SafetensorsEntry& entry = *file.Find(wanted.name);
+  std::vector<uint64_t> expected;
+  if (wanted.rows > 0) expected.push_back(wanted.rows);
+  expected.push_back(wanted.cols);
+  const std::string where = Concat(file.path(), ": tensor \"", wanted.name, "\" ");
+  if (!entry.dtype) {
+    return absl::InvalidArgumentError(Concat(where, "has dtype ", entry.dtype_name,
+                                             ", not supported (supported: F32, F16, BF16)"));
+  }
+  if (entry.shape != expected) {
+    return absl::InvalidArgumentError(
+        Concat(where, "has shape ", ShapeText(entry.shape), ", expected ", ShapeText(expected)));
+  }
+  *wanted.view = {entry.data, *entry.dtype, std::max(wanted.rows, 1u), wanted.cols};
+  return absl::OkStatus();
+}
+
+absl::Status MissingTensors(const std::string& model_dir, const std::vector<Wanted>& wanted,
+                            const TensorFiles& tensors) {
+  std::vector<std::string> missing;
+  for (const Wanted& tensor : wanted) {
+    if (!tensors.holder.contains(tensor.name)) missing.push_back(tensor.name);
+  }
+  if (missing.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(Concat(model_dir, ": ", missing.size(),
+                                           missing.size() == 1 ? " tensor is" : " tensors are",
+                                           " missing: ", absl::StrJoin(missing, ", ")));
+}
+
+// Tensors that nothing reads may mean another model than config.json says (a bias, say). Loading
+// goes on, as other loaders do, but not in silence.
+void WarnOfUnused(const std::string& model_dir, const std::vector<Wanted>& wanted,
+                  const TensorFiles& tensors, bool tied) {
+  std::set<std::string_view> used;
+  for (const Wanted& tensor : wanted) used.insert(tensor.name);
+  size_t unused = 0;
+  std::string_view first;
+  for (const auto& [name, file] : tensors.holder) {
+    const bool known = name.ends_with(".rotary_emb.inv_freq") ||  // of old exports
+                       (tied && name == "lm_head.weight") || used.contains(name);
+    if (known) continue;
+    if (unused++ == 0) first = name;
+  }
+  if (unused > 0) {
+    spdlog::warn("{}: {} tensors are not part of the model and stay unread, the first is {}",
+                 model_dir, unused, first);
+  }
+}
+
+class Hasher {
+ public:
+  Hasher() : state_(XXH3_createState()) {
+    CHECK(state_ != nullptr);
+    CHECK_EQ(XXH3_64bits_reset(state_), XXH_OK);
+  }
+  ~Hasher() { XXH3_freeState(state_); }
+  Hasher(const Hasher&) = delete;
+  Hasher& operator=(const Hasher&) = delete;
+
+  void Bytes(const void* data, size_t size) {
+    CHECK_EQ(XXH3_64bits_update(state_, data, size), XXH_OK);
+  }
+  void Number(uint64_t number) { Bytes(&number, sizeof number); }
+  void Number(double number) { Number(std::bit_cast<uint64_t>(number)); }
+  void Text(std::string_view text) {
+    Number(uint64_t{text.size()});
+    Bytes(text.data(), text.size());
+  }
+  uint64_t Digest() const { return XXH3_64bits_digest(state_); }
+
+ private:
+  XXH3_state_t* const state_;
+};
+
+// Only what the forward pass computes with: a longer max_context or another EOS id leaves rows,
+// labels and channel configs valid.
+uint64_t Fingerprint(const ModelConfig& c, const std::vector<Wanted>& wanted) {
+  Hasher hasher;
+  hasher.Text("sparsekv-model-1");
+  for (uint32_t size : {c.vocab_size, c.hidden_size, c.intermediate_size, c.layers, c.heads,
+                        c.kv_heads, c.head_dim, c.rope_scaling.original_context,
+                        uint32_t{c.tie_embeddings}, static_cast<uint32_t>(c.rope_scaling.kind)}) {
+    hasher.Number(uint64_t{size});
+  }
+  for (double number : {double{c.rms_norm_eps}, c.rope_theta, c.rope_scaling.factor,
+                        c.rope_scaling.low_freq_factor, c.rope_scaling.high_freq_factor}) {
+    hasher.Number(number);
+  }
+  for (const Wanted& tensor : wanted) {
+    const WeightView& view = *tensor.view;
+    hasher.Text(tensor.name);
+    hasher.Text(Name(view.dtype));
+    hasher.Number(uint64_t{view.rows});
+    hasher.Number(uint64_t{view.cols});
+    const size_t bytes = size_t{view.rows} * view.cols * SizeOf(view.dtype);
+    const size_t sample = std::min(bytes, kSampleBytes);
+    const auto* data = static_cast<const std::byte*>(view.data);
+    hasher.Bytes(data, sample);
+    hasher.Bytes(data + bytes - sample, sample);
+  }
+  return hasher.Digest();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(const std::string& model_dir,
+                                                       const ModelConfig& config) {
+  absl::StatusOr<TensorFiles> tensors = OpenFiles(model_dir);
+  if (!tensors.ok()) return tensors.status();
+  std::unique_ptr<Weights> weights(new Weights);
+  weights->layers.resize(config.layers);
+  const std::vector<Wanted> wanted = WantedTensors(config, *weights);
+  absl::Status complete = MissingTensors(model_dir, wanted, *tensors);
+  if (!complete.ok()) return complete;
+  for (const Wanted& tensor : wanted) {
+    absl::Status bound = Bind(*tensors->holder.at(tensor.name), tensor);
+    if (!bound.ok()) return bound;
+  }
+  WarnOfUnused(model_dir, wanted, *tensors, config.tie_embeddings);
+  if (config.tie_embeddings) weights->lm_head = weights->embed;
+  weights->row_dtype_ = weights->layers[0].wk.dtype;
+  for (const LayerWeights& layer : weights->layers) {
+    for (DType dtype : {layer.wk.dtype, layer.wv.dtype}) {
+      if (dtype != weights->row_dtype_) weights->row_dtype_ = DType::kF32;
+    }
+  }
+  weights->fingerprint_ = Fingerprint(config, wanted);
+  weights->files_ = std::move(tensors->files);
+  return weights;
+}
+
+absl::StatusOr<Checkpoint> LoadCheckpoint(const std::string& model_dir) {
+  absl::StatusOr<ModelConfig> config = ModelConfig::Load(model_dir);
+  if (!config.ok()) return config.status();
+  absl::StatusOr<std::unique_ptr<Weights>> weights = Weights::Load(model_dir, *config);
+  if (!weights.ok()) return weights.status();
+  config->row_dtype = (*weights)->row_dtype();
+  return Checkpoint{*std::move(config), *std::move(weights)};
+}
+
+}  // namespace sparsekv

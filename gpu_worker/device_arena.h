@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace sparsekv {
+
+// The device's memory for everything but weights: taken once at start, never afterwards, and never
+// more than the budget. On the cpu backend it is ordinary memory that is accounted like a device's, so
+// that what fits and what does not is the same question on both. Owned by the device thread.
+class DeviceArena {
+ public:
+  explicit DeviceArena(size_t budget_bytes) : budget_bytes_(budget_bytes) {}
+  ~DeviceArena();
+  DeviceArena(const DeviceArena&) = delete;
+  DeviceArena& operator=(const DeviceArena&) = delete;
+
+  // Zeroed memory aligned to 64 bytes that lives as long as the arena. `kind` names it in the plan and
+  // in the metrics ("labels", "activations", ...). RESOURCE_EXHAUSTED names the kind, what it needs and
+  // what is left.
+  absl::StatusOr<std::byte*> Take(const std::string& kind, size_t bytes);
+
+  size_t budget_bytes() const { return budget_bytes_; }
+  size_t used_bytes() const { return used_bytes_; }
+  size_t free_bytes() const { return budget_bytes_ - used_bytes_; }
+  const std::map<std::string, size_t>& bytes_by_kind() const { return bytes_by_kind_; }
+
+ private:
+  size_t budget_bytes_;
+  size_t used_bytes_ = 0;
+  std::map<std::string, size_t> bytes_by_kind_;
+  std::vector<std::byte*> allocations_;
+};
+
+}  // namespace sparsekv

@@ -1,0 +1,177 @@
+// sparsekv-gpu-worker: one rank. Loads the checkpoint, attaches to the store's segment, serves
+// Worker.Run, and runs the step loop on the main thread.
+#include <signal.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <thread>
+
+#include <CLI/CLI.hpp>
+
+#include "base/ids.h"
+#include "base/log.h"
+#include "base/version.h"
+#include "gpu_worker/device.h"
+#include "gpu_worker/step_loop.h"
+#include "gpu_worker/worker_service.h"
+#include "kv_store/client.h"
+
+namespace sparsekv {
+namespace {
+
+constexpr size_t kInboxCommands = 1024;
+constexpr std::chrono::seconds kAttachPatience{60};  // a store that populates a large segment
+
+struct Options {
+  std::string model_dir, socket, attach_socket, channels_file;
+  uint32_t pool = 0;
+  uint64_t device_bytes = 0;
+  uint32_t max_batch = 0;
+  uint32_t prefill_unit_tokens = 512;
+  unsigned threads = 0;
+};
+
+// The store may still be starting, or be down for a moment: UNAVAILABLE is waited out.
+absl::StatusOr<std::unique_ptr<kv_store::SegmentClient>> AttachSegment(const Options& options,
+                                                                       uint64_t boot_id) {
+  const auto deadline = std::chrono::steady_clock::now() + kAttachPatience;
+  while (true) {
+    auto segment = kv_store::SegmentClient::Attach(options.attach_socket, options.pool, boot_id);
+    if (segment.ok() || !absl::IsUnavailable(segment.status())) return segment;
+    if (std::chrono::steady_clock::now() > deadline) return segment;
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+}
+
+absl::Status CheckSegment(const kv_store::SegmentClient& segment, const ModelFiles& files) {
+  if (segment.fingerprint() != files.weights->fingerprint()) {
+    return absl::FailedPreconditionError("segment: made for model " +
+                                         HexId(segment.fingerprint()) + ", this one is " +
+                                         HexId(files.weights->fingerprint()));
+  }
+  if (segment.layout() != files.Layout(segment.layout().blocks)) {
+    return absl::FailedPreconditionError("segment: its row layout is not the model's");
+  }
+  return absl::OkStatus();
+}
+
+v1::WorkerHello MakeHello(const Options& options, const ModelFiles& files,
+                          const Device& device, const kv_store::SegmentClient& segment) {
+  v1::WorkerHello hello;
+  const ModelConfig& config = files.config;
+  auto* model = hello.mutable_model();
+  model->set_model(std::filesystem::canonical(options.model_dir).filename());
+  model->set_architecture("LlamaForCausalLM");
+  model->set_vocab_size(config.vocab_size);
+  model->set_context(config.max_context);
+  model->set_layers(config.layers);
+  model->set_heads(config.heads);
+  model->set_kv_heads(config.kv_heads);
+  model->set_head_dim(config.head_dim);
+  model->set_row_dtype(std::string(Name(segment.layout().dtype)));
+  model->set_fingerprint(HexId(files.weights->fingerprint()));
+  model->set_backend(std::string(device.backend->name()));
+  model->set_double_sparsity(files.channels.has_value());
+  model->set_label_channels(files.channels ? files.channels->channels : 0);
+  model->set_default_budget_denominator(kDefaultBudgetDenominator);
+  model->set_host_row_bytes(segment.layout().pool_bytes());
+  model->set_device_kv_bytes(size_t{device.plan.label_pages} * device.labels->layout().page_bytes());
+  model->set_token_capacity(uint64_t{segment.layout().blocks} * kBlockTokens);
+  model->set_version(kVersion);
+  for (uint32_t id : config.eos_ids) hello.add_eos_token_ids(id);
+  hello.set_max_batch(device.plan.max_batch);
+  hello.set_label_pages(device.plan.label_pages);
+  hello.set_device_memory_bytes(device.arena->used_bytes());
+  hello.set_pool(options.pool);
+  hello.set_pid(getpid());
+  return hello;
+}
+
+void LogPlan(const Device& device) {
+  spdlog::info("backend {}; device memory {} of {} bytes", device.backend->name(),
+               device.arena->used_bytes(), device.arena->budget_bytes());
+  for (const auto& [kind, bytes] : device.arena->bytes_by_kind()) {
+    spdlog::info("  {} {}", kind, bytes);
+  }
+}
+
+absl::Status RunWorker(const Options& options, const sigset_t& stop_signals) {
+  auto files = ModelFiles::Load(options.model_dir, options.channels_file);
+  if (!files.ok()) return files.status();
+  const uint64_t boot_id = NewBootId();
+  auto segment = AttachSegment(options, boot_id);
+  if (!segment.ok()) return segment.status();
+  if (absl::Status status = CheckSegment(**segment, *files); !status.ok()) return status;
+  auto device = Device::Make(*files, {.device_bytes = options.device_bytes,
+                                           .max_batch = options.max_batch,
+                                           .prefill_unit_tokens = options.prefill_unit_tokens,
+                                           .threads = options.threads,
+                                           .row_layout = (*segment)->layout(),
+                                           .row_pool = (*segment)->rows()});
+  if (!device.ok()) return device.status();
+  LogPlan(*device);
+
+  WorkerInbox inbox(kInboxCommands);
+  auto service = WorkerService::Serve(options.socket, &inbox);
+  if (!service.ok()) return service.status();
+  std::thread stopper([&] {
+    int signal = 0;
+    sigwait(&stop_signals, &signal);
+    inbox.TryPush(StopRequested{});
+  });
+  StepLoop loop({.device = &*device,
+                 .segment = segment->get(),
+                 .inbox = &inbox,
+                 .sink = service->get(),
+                 .hello = MakeHello(options, *files, *device, **segment),
+                 .boot_id = boot_id});
+  spdlog::info("worker {} of model {} is up", HexId(boot_id), options.model_dir);
+  const absl::Status status = loop.Run();
+  if (!status.ok()) kill(getpid(), SIGTERM);  // the loop ended by itself: release the stopper
+  stopper.join();
+  (*service)->Shutdown();
+  unlink(options.socket.c_str());
+  return status;
+}
+
+int Main(int argc, char** argv) {
+  Options options;
+  int parent = 0;
+  CLI::App app{"sparsekv-gpu-worker: one rank of a sparsekv server (started by `sparsekv serve`)"};
+  app.add_option("--model", options.model_dir, "checkpoint directory")->required();
+  app.add_option("--socket", options.socket, "Unix socket for Worker.Run")->required();
+  app.add_option("--attach-socket", options.attach_socket, "the store's attach socket")->required();
+  app.add_option("--pool", options.pool, "row pool of this rank");
+  app.add_option("--device-memory", options.device_bytes, "bytes")->required();
+  app.add_option("--max-batch", options.max_batch, "sequences of one step")
+      ->default_val(kMaxBatch)
+      ->check(CLI::Range(1u, kMaxBatch));
+  app.add_option("--threads", options.threads, "0 = every core");
+  app.add_option("--channels", options.channels_file,
+                 "channel config; default MODEL/channels.json where it exists; none = no selection");
+  app.add_option("--parent-pid", parent, "exit when this process is gone");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  InitLog("sparsekv-gpu-worker");
+  prctl(PR_SET_PDEATHSIG, SIGTERM);
+  if (parent != 0 && getppid() != parent) return 0;  // it died before we asked to be told
+  sigset_t stop_signals;
+  sigemptyset(&stop_signals);
+  sigaddset(&stop_signals, SIGTERM);
+  sigaddset(&stop_signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &stop_signals, nullptr);  // every thread made later inherits this
+
+  const absl::Status status = RunWorker(options, stop_signals);
+  if (status.ok()) return 0;
+  PrintError("sparsekv-gpu-worker", std::string(status.message()));
+  return 1;
+}
+
+}  // namespace
+}  // namespace sparsekv
+
+int main(int argc, char** argv) { return sparsekv::Main(argc, argv); }

@@ -1,0 +1,149 @@
+#include "gpu_worker/sequence.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+
+namespace sparsekv {
+
+namespace {
+
+double Seconds(Sequence::Clock::duration d) { return std::chrono::duration<double>(d).count(); }
+
+absl::Status Validate(const v1::SequenceStart& start, const ModelConfig& config) {
+  if (start.prompt_ids().empty()) return absl::InvalidArgumentError("prompt_ids: is empty");
+  for (uint32_t id : start.prompt_ids()) {
+    if (id >= config.vocab_size) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("prompt_ids: ", id, " is not below the vocabulary size ", config.vocab_size));
+    }
+  }
+  if (start.max_new_tokens() == 0) return absl::InvalidArgumentError("max_new_tokens: 0");
+  const uint64_t tokens = uint64_t(start.prompt_ids_size()) + start.max_new_tokens();
+  if (tokens > config.max_context) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_new_tokens: prompt and completion of ", tokens,
+                     " tokens exceed the context ", config.max_context));
+  }
+  const uint64_t granted = uint64_t(start.blocks_size()) * kBlockTokens;
+  if (granted < tokens || start.blocks_size() != start.generations_size()) {
+    return absl::InvalidArgumentError(absl::StrCat("blocks: ", start.blocks_size(), " blocks and ",
+                                                   start.generations_size(), " generations for ",
+                                                   tokens, " tokens"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Sequence>> Sequence::Create(const v1::SequenceStart& start,
+                                                           const Model& model,
+                                                           kv_store::SegmentClient* segment,
+                                                           LabelPool* labels) {
+  const ModelConfig& config = model.config();
+  if (absl::Status status = Validate(start, config); !status.ok()) return status;
+  std::unique_ptr<Sequence> sequence(
+      new Sequence(start, segment, labels, config.layers, config.kv_heads));
+  if (start.attention() != v1::ATTENTION_DOUBLE_SPARSITY) return sequence;
+
+  if (!model.can_select()) {
+    return absl::FailedPreconditionError("attention: double-sparsity needs a channel config");
+  }
+  sequence->budget_ = {.rows = start.budget().rows(),
+                       .denominator = start.budget().fraction_denominator()};
+  if (sequence->budget_.dense()) return absl::InvalidArgumentError("budget: 0");
+  const uint32_t tokens = sequence->prompt_tokens_ + start.max_new_tokens();
+  const uint32_t pages = (tokens + kBlockTokens - 1) / kBlockTokens;
+  if (!labels->Take(pages, sequence->label_pages_)) {
+    return absl::ResourceExhaustedError(absl::StrCat("label cache: ", pages, " pages needed, ",
+                                                     labels->free_pages(), " are free"));
+  }
+  return sequence;
+}
+
+Sequence::Sequence(const v1::SequenceStart& start, kv_store::SegmentClient* segment,
+                   LabelPool* labels, uint32_t layers, uint32_t kv_heads)
+    : start_(start),
+      prompt_tokens_(static_cast<uint32_t>(start.prompt_ids_size())),
+      ids_(start.prompt_ids().begin(), start.prompt_ids().end()),
+      rows_(segment, start.owner(), {start.blocks().begin(), start.blocks().end()},
+            {start.generations().begin(), start.generations().end()}),
+      labels_(labels),
+      selections_(layers * kv_heads) {
+  ids_.reserve(ids_.size() + start.max_new_tokens());
+  start_.clear_prompt_ids();
+}
+
+Sequence::~Sequence() { labels_->Return(label_pages_); }
+
+StepItem Sequence::Item(uint32_t tokens) const {
+  CHECK_LE(computed_ + tokens, ids_.size());
+  return {.ids = std::span(ids_).subspan(computed_, tokens),
+          .position = computed_,
+          .blocks = rows_.blocks(),
+          .label_pages = label_pages_.empty() ? nullptr : label_pages_.data(),
+          .budget = prefilling() ? RowBudget{} : budget_};
+}
+
+void Sequence::Advance(uint32_t tokens) {
+  rows_.Publish(computed_, tokens);
+  if (!prefilling()) decode_rows_ += Item(tokens).rows_per_head() * selections_;
+  computed_ += tokens;
+}
+
+SampleArgs Sequence::Sampling(const float* logits, uint32_t vocab) const {
+  return {.logits = logits,
+          .vocab = vocab,
+          .position = static_cast<uint32_t>(ids_.size()),
+          .params = {.temperature = start_.temperature(),
+                     .top_p = start_.top_p(),
+                     .top_k = start_.top_k(),
+                     .seed = start_.seed()},
+          .top_logprobs = start_.top_logprobs()};
+}
+
+v1::FinishReason Sequence::Accept(const SampledToken& token, v1::TokenEvent* event) {
+  last_token_ = Clock::now();
+  if (generated() == 0) first_token_ = last_token_;
+  event->set_sequence_id(id());
+  event->set_index(generated());
+  event->set_token_id(token.id);
+  if (start_.want_logprobs()) {
+    auto* logprobs = event->mutable_logprobs();
+    logprobs->mutable_chosen()->set_token_id(token.id);
+    logprobs->mutable_chosen()->set_logprob(token.logprob);
+    for (const auto& [top_id, logprob] : token.top) {
+      auto* entry = logprobs->add_top();
+      entry->set_token_id(top_id);
+      entry->set_logprob(logprob);
+    }
+  }
+  ids_.push_back(token.id);
+  const auto& stops = start_.stop_token_ids();
+  if (std::find(stops.begin(), stops.end(), token.id) != stops.end()) {
+    return v1::FINISH_REASON_STOP;
+  }
+  return generated() >= start_.max_new_tokens() ? v1::FINISH_REASON_LENGTH
+                                                : v1::FINISH_REASON_UNSPECIFIED;
+}
+
+void Sequence::FillEnd(v1::FinishReason reason, v1::SequenceEnd* end) const {
+  end->set_sequence_id(id());
+  end->set_reason(reason);
+  end->set_generated(generated());
+  auto* sparsity = end->mutable_sparsity();
+  sparsity->set_attention(start_.attention());
+  sparsity->set_budget_effective(budget_.dense() ? computed_ : budget_.At(std::max(computed_, 1u)));
+  // Direct serving without hot rows: every selected row is read from host memory when its layer begins.
+  sparsity->set_rows_selected(decode_rows_);
+  sparsity->set_rows_fetched(decode_rows_);
+  sparsity->set_misses(decode_rows_);
+  sparsity->set_device_kv_bytes(label_pages_.size() * labels_->layout().page_bytes());
+  sparsity->set_host_kv_bytes(rows_.bytes());
+  const Clock::time_point first = generated() ? first_token_ : Clock::now();
+  end->set_prefill_s(Seconds(first - started_));
+  end->set_decode_s(generated() ? Seconds(last_token_ - first_token_) : 0.0);
+}
+
+}  // namespace sparsekv

@@ -1,0 +1,73 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "gpu_worker/budget.h"
+#include "gpu_worker/label_pool.h"
+#include "gpu_worker/model.h"
+#include "gpu_worker/sequence_rows.h"
+#include "sparsekv/v1/worker.pb.h"
+
+namespace sparsekv {
+
+// One sequence on this worker, from the plan that starts it to the report of its end. Belongs to the
+// device thread.
+class Sequence {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  // Checks the start against what the worker has and takes label pages where the sequence selects.
+  // INVALID_ARGUMENT, FAILED_PRECONDITION or RESOURCE_EXHAUSTED, with field and value.
+  static absl::StatusOr<std::unique_ptr<Sequence>> Create(const v1::SequenceStart& start,
+                                                          const Model& model,
+                                                          kv_store::SegmentClient* segment,
+                                                          LabelPool* labels);
+  ~Sequence();
+  Sequence(const Sequence&) = delete;
+  Sequence& operator=(const Sequence&) = delete;
+
+  uint64_t id() const { return start_.sequence_id(); }
+  bool prefilling() const { return computed_ < prompt_tokens_; }
+  uint32_t computed() const { return computed_; }
+  uint32_t prompt_tokens() const { return prompt_tokens_; }
+  uint32_t generated() const { return static_cast<uint32_t>(ids_.size()) - prompt_tokens_; }
+
+  // The next `tokens` tokens as a step's item. A selection is made only once the prompt is there.
+  StepItem Item(uint32_t tokens) const;
+  // The step's rows may be written / are complete.
+  absl::Status Prepare(uint32_t tokens) { return rows_.Prepare(computed_, tokens); }
+  void Advance(uint32_t tokens);
+
+  // How the token after the last one is drawn.
+  SampleArgs Sampling(const float* logits, uint32_t vocab) const;
+  // Takes a drawn token; the reason says whether it ended the sequence (UNSPECIFIED: it goes on).
+  v1::FinishReason Accept(const SampledToken& token, v1::TokenEvent* event);
+
+  void FillEnd(v1::FinishReason reason, v1::SequenceEnd* end) const;
+
+ private:
+  Sequence(const v1::SequenceStart& start, kv_store::SegmentClient* segment, LabelPool* labels,
+           uint32_t layers, uint32_t kv_heads);
+
+  v1::SequenceStart start_;
+  uint32_t prompt_tokens_;
+  std::vector<uint32_t> ids_;  // prompt, then generated
+  uint32_t computed_ = 0;      // positions whose rows are in the segment
+  SequenceRows rows_;
+  LabelPool* labels_;
+  std::vector<std::byte*> label_pages_;
+  RowBudget budget_;
+  uint32_t selections_;  // per step: layers * kv_heads
+
+  uint64_t decode_rows_ = 0;
+  Clock::time_point started_ = Clock::now();
+  Clock::time_point first_token_{};
+  Clock::time_point last_token_{};
+};
+
+}  // namespace sparsekv

@@ -1,0 +1,95 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "base/bounded_queue.h"
+#include "gpu_worker/device.h"
+#include "gpu_worker/sequence.h"
+#include "kv_store/client.h"
+#include "sparsekv/v1/worker.pb.h"
+
+namespace sparsekv {
+
+// What the I/O threads hand to the device thread. A session is one stream of Worker.Run.
+struct SessionOpened {
+  uint64_t session = 0;
+};
+struct SessionClosed {
+  uint64_t session = 0;
+};
+struct PlanArrived {
+  uint64_t session = 0;
+  v1::Plan plan;
+};
+struct StopRequested {};
+using WorkerCommand = std::variant<SessionOpened, SessionClosed, PlanArrived, StopRequested>;
+using WorkerInbox = BoundedQueue<WorkerCommand>;
+
+// Where reports go. Called by the device thread; must not block. Reports of a session that is gone are
+// dropped.
+class ReportSink {
+ public:
+  virtual ~ReportSink() = default;
+  virtual void Send(uint64_t session, v1::Report report) = 0;
+};
+
+// The worker's loop: takes plans between steps, runs one prefill unit and one decode step over every
+// sequence of the plan, reports tokens as they come. Everything here belongs to the device thread,
+// which calls Run. Policy lies in the plan; this executes it.
+class StepLoop {
+ public:
+  struct Options {
+    Device* device = nullptr;
+    kv_store::SegmentClient* segment = nullptr;
+    WorkerInbox* inbox = nullptr;
+    ReportSink* sink = nullptr;
+    v1::WorkerHello hello;
+    uint64_t boot_id = 0;
+  };
+  explicit StepLoop(Options options) : options_(std::move(options)) {}
+
+  // Returns after StopRequested. Not OK when the segment is gone for good.
+  absl::Status Run();
+
+ private:
+  using Sequences = std::map<uint64_t, std::unique_ptr<Sequence>>;
+
+  bool HasWork() const { return session_ != 0 && !sequences_.empty() && steps_left_ > 0; }
+  absl::Status WatchStore();
+
+  void Apply(WorkerCommand command);
+  void OnOpened(uint64_t session);
+  void OnPlan(v1::Plan plan);
+  void Start(const v1::SequenceStart& start);
+  void DropAll();
+
+  void Step();
+  void PrefillUnit();
+  void DecodeStep();
+  // Runs `batch` (each sequence with its number of tokens) and advances it; sequences whose rows were
+  // lost end and leave the batch first.
+  void Forward(std::vector<std::pair<Sequence*, uint32_t>>& batch);
+  void SampleNext(Sequence& sequence, const float* logits);
+  void End(uint64_t id, v1::FinishReason reason, const absl::Status& error = absl::OkStatus());
+  void Flush();
+  void CloseEpoch(bool exhausted);
+
+  Options options_;
+  bool stopping_ = false;
+  uint64_t session_ = 0;  // 0 = none
+  uint64_t epoch_ = 0;
+  uint32_t epoch_steps_ = 0;  // steps a plan is good for
+  uint32_t steps_left_ = 0;
+  uint32_t prefill_unit_tokens_ = 0;
+  std::vector<uint64_t> order_;  // members, prefill order
+  Sequences sequences_;
+  v1::Report report_;     // of the step in progress
+  v1::EpochStats stats_;  // of the epoch in progress
+};
+
+}  // namespace sparsekv

@@ -1,0 +1,252 @@
+// The worker's loop with a local segment and a sink that collects: every sequence that was started ends
+// exactly once, whatever the plans do.
+#include "gpu_worker/step_loop.h"
+
+#include <gtest/gtest.h>
+
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <thread>
+
+#include "gpu_worker/local_runner.h"
+#include "gpu_worker/random_checkpoint.h"
+
+namespace sparsekv {
+namespace {
+
+class CollectingSink : public ReportSink {
+ public:
+  void Send(uint64_t session, v1::Report report) override {
+    std::lock_guard lock(mutex_);
+    reports_.emplace_back(session, std::move(report));
+    changed_.notify_all();
+  }
+
+  // Waits until `done` holds of all reports so far; fails after ten seconds.
+  using Reports = std::vector<std::pair<uint64_t, v1::Report>>;
+  void WaitFor(const std::function<bool(const Reports&)>& done) {
+    std::unique_lock lock(mutex_);
+    ASSERT_TRUE(changed_.wait_for(lock, std::chrono::seconds(60), [&] { return done(reports_); }));
+  }
+  Reports Snapshot() {
+    std::lock_guard lock(mutex_);
+    return reports_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  Reports reports_;
+};
+
+constexpr uint32_t kBlocks = 48;
+
+class StepLoopTest : public testing::Test {
+ protected:
+  StepLoopTest() {
+    segment_ = kv_store::SegmentClient::MakeLocal(files_.Layout(kBlocks), 1);
+    device_ = *Device::Make(files_, {.device_bytes = size_t{64} << 20,
+                                     .max_batch = 4,
+                                     .prefill_unit_tokens = 256,
+                                     .threads = 1,
+                                     .row_layout = segment_->layout(),
+                                     .row_pool = segment_->rows()});
+    thread_ = std::thread([this] {
+      StepLoop loop({.device = &device_,
+                     .segment = segment_.get(),
+                     .inbox = &inbox_,
+                     .sink = &sink_,
+                     .hello = {},
+                     .boot_id = 77});
+      EXPECT_TRUE(loop.Run().ok());
+    });
+    Post(SessionOpened{1});
+  }
+  ~StepLoopTest() override {
+    Post(StopRequested{});
+    thread_.join();
+    EXPECT_EQ(device_.labels->free_pages(), device_.labels->total_pages());
+  }
+
+  void Post(WorkerCommand command) { EXPECT_TRUE(inbox_.TryPush(std::move(command))); }
+
+  v1::SequenceStart Start(uint64_t id, uint32_t prompt, uint32_t max_new) {
+    v1::SequenceStart start;
+    start.set_sequence_id(id);
+    for (uint32_t i = 0; i < prompt; ++i) start.add_prompt_ids((i * 7 + id) % 160);
+    start.set_max_new_tokens(max_new);
+    start.set_top_p(1);
+    start.set_attention(v1::ATTENTION_DOUBLE_SPARSITY);
+    start.mutable_budget()->set_rows(80);
+    start.set_owner(1000 + id);
+    auto grant = segment_->Grant(prompt + max_new, 1000 + id);
+    EXPECT_TRUE(grant.ok()) << grant.status();
+    start.mutable_blocks()->Add(grant->blocks.begin(), grant->blocks.end());
+    start.mutable_generations()->Add(grant->generations.begin(), grant->generations.end());
+    return start;
+  }
+
+  void Plan(const std::vector<v1::SequenceStart>& starts, const std::vector<uint64_t>& members,
+            uint32_t steps = 10000) {
+    v1::Plan plan;
+    plan.set_epoch(++epoch_);
+    for (const auto& start : starts) *plan.add_starts() = start;
+    plan.mutable_members()->Add(members.begin(), members.end());
+    plan.set_prefill_unit_tokens(256);
+    plan.set_valid_steps(steps);
+    Post(PlanArrived{1, plan});
+  }
+
+  std::vector<v1::SequenceEnd> WaitForEnds(size_t count) {
+    std::vector<v1::SequenceEnd> ends;
+    sink_.WaitFor([&](const CollectingSink::Reports& reports) {
+      ends.clear();
+      for (const auto& [session, report] : reports) {
+        ends.insert(ends.end(), report.ends().begin(), report.ends().end());
+      }
+      return ends.size() >= count;
+    });
+    return ends;
+  }
+  std::vector<uint32_t> Tokens(uint64_t id) {
+    std::vector<uint32_t> tokens;
+    for (const auto& [session, report] : sink_.Snapshot()) {
+      for (const auto& event : report.tokens()) {
+        if (event.sequence_id() != id) continue;
+        EXPECT_EQ(event.index(), tokens.size());
+        tokens.push_back(event.token_id());
+      }
+    }
+    return tokens;
+  }
+
+  RandomCheckpoint checkpoint_{{.context = 2048}, 21};
+  const ModelFiles& files_ = checkpoint_.files();
+  std::unique_ptr<kv_store::SegmentClient> segment_;
+  Device device_;
+  WorkerInbox inbox_{64};
+  CollectingSink sink_;
+  std::thread thread_;
+  uint64_t epoch_ = 0;
+};
+
+TEST_F(StepLoopTest, TokensAreThoseOfTheSequenceAlone) {
+  Plan({Start(1, 300, 20), Start(2, 50, 20), Start(3, 600, 20)}, {1, 2, 3});
+  const auto ends = WaitForEnds(3);
+  for (const auto& end : ends) {
+    EXPECT_EQ(end.reason(), v1::FINISH_REASON_LENGTH);
+    EXPECT_EQ(end.generated(), 20u);
+    EXPECT_GT(end.sparsity().rows_selected(), 0u);
+  }
+  for (auto [id, prompt] : {std::pair{1u, 300u}, {2u, 50u}, {3u, 600u}}) {
+    auto runner = LocalRunner::Make(files_, {.max_tokens = prompt + 20, .chunk_tokens = 600});
+    std::vector<uint32_t> ids;
+    for (uint32_t i = 0; i < prompt; ++i) ids.push_back((i * 7 + id) % 160);
+    std::vector<uint32_t> expected;
+    (*runner)->Forward(ids, RowBudget{});
+    const float* logits = (*runner)->Logits(prompt - 1);
+    while (true) {
+      const float* end = logits + files_.config.vocab_size;
+      expected.push_back(static_cast<uint32_t>(std::max_element(logits, end) - logits));
+      if (expected.size() == 20) break;
+      (*runner)->Forward({&expected.back(), 1}, {.rows = 80});
+      logits = (*runner)->Logits(0);
+    }
+    EXPECT_EQ(Tokens(id), expected) << "sequence " << id;
+  }
+}
+
+TEST_F(StepLoopTest, AStopIdEndsWithIt) {
+  Plan({Start(1, 30, 40)}, {1});
+  WaitForEnds(1);
+  const auto tokens = Tokens(1);
+  ASSERT_EQ(tokens.size(), 40u);
+  segment_->ReleaseLocal(1001);
+  auto again = Start(1, 30, 40);
+  again.set_sequence_id(2);
+  again.add_stop_token_ids(tokens[5]);
+  Plan({again}, {2});
+  const auto ends = WaitForEnds(2);
+  EXPECT_EQ(ends[1].reason(), v1::FINISH_REASON_STOP);
+  const size_t first = std::find(tokens.begin(), tokens.end(), tokens[5]) - tokens.begin();
+  EXPECT_EQ(ends[1].generated(), first + 1);
+}
+
+TEST_F(StepLoopTest, WhoLeavesThePlanIsDropped) {
+  Plan({Start(1, 40, 1500), Start(2, 40, 30)}, {1, 2});
+  sink_.WaitFor([](const CollectingSink::Reports& reports) {
+    for (const auto& [session, report] : reports) {
+      if (!report.tokens().empty()) return true;
+    }
+    return false;
+  });
+  Plan({}, {2});
+  const auto ends = WaitForEnds(2);
+  for (const auto& end : ends) {
+    EXPECT_EQ(end.reason(), end.sequence_id() == 1 ? v1::FINISH_REASON_CANCELLED
+                                                   : v1::FINISH_REASON_LENGTH);
+  }
+}
+
+TEST_F(StepLoopTest, APlanIsGoodForItsStepsOnly) {
+  Plan({Start(1, 40, 500)}, {1}, /*steps=*/8);
+  sink_.WaitFor([](const CollectingSink::Reports& reports) {
+    return !reports.empty() && reports.back().second.stats().plan_exhausted();
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  EXPECT_EQ(Tokens(1).size(), 9u);  // the prompt's step makes two: its own and the first decode
+  Plan({}, {1});
+  EXPECT_EQ(WaitForEnds(1)[0].generated(), 500u);
+}
+
+TEST_F(StepLoopTest, BlocksOfAnotherOwnerAreDataLoss) {
+  auto start = Start(1, 40, 1500);
+  Plan({start}, {1});
+  sink_.WaitFor([](const CollectingSink::Reports& reports) {
+    for (const auto& [session, report] : reports) {
+      if (!report.tokens().empty()) return true;
+    }
+    return false;
+  });
+  segment_->ReleaseLocal(1001);  // as a store would that thinks the sequence has ended
+  const auto ends = WaitForEnds(1);
+  EXPECT_EQ(ends[0].reason(), v1::FINISH_REASON_ERROR);
+  EXPECT_EQ(ends[0].error_code(), static_cast<int>(absl::StatusCode::kDataLoss)) << ends[0].error();
+}
+
+TEST_F(StepLoopTest, BadStartsEndAtOnce) {
+  auto far = Start(1, 10, 10);
+  far.set_prompt_ids(3, 160);
+  auto few = Start(2, 100, 100);
+  few.mutable_blocks()->Truncate(1);
+  auto empty = Start(3, 1, 5);
+  empty.clear_prompt_ids();
+  auto no_budget = Start(4, 10, 10);
+  no_budget.mutable_budget()->set_rows(0);
+  Plan({far, few, empty, no_budget}, {1, 2, 3, 4});
+  for (const auto& end : WaitForEnds(4)) {
+    EXPECT_EQ(end.reason(), v1::FINISH_REASON_ERROR);
+    EXPECT_EQ(end.error_code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
+    EXPECT_FALSE(end.error().empty());
+  }
+}
+
+TEST_F(StepLoopTest, ANewSessionDropsTheOldOnes) {
+  Plan({Start(1, 40, 1500)}, {1});
+  Post(SessionOpened{2});
+  sink_.WaitFor([](const CollectingSink::Reports& reports) {
+    return !reports.empty() && reports.back().first == 2 && reports.back().second.has_hello();
+  });
+  Post(SessionClosed{1});  // late news of the old one
+  v1::Plan plan;
+  plan.set_epoch(1);
+  plan.set_valid_steps(1000);
+  *plan.add_starts() = Start(5, 40, 10);
+  plan.add_members(5);
+  Post(PlanArrived{2, plan});
+  EXPECT_EQ(WaitForEnds(1)[0].sequence_id(), 5u);
+}
+
+}  // namespace
+}  // namespace sparsekv
