@@ -1,0 +1,17 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+
+// tokenizer.json writes its regexes in Oniguruma's Ruby dialect. Pure functions.
+namespace sparsekv::tokenizer {
+
+// The same regex in PCRE2's dialect, where the two differ: \s and \w have Oniguruma's Unicode
+// meaning and \p{Han} is the script, not its extensions. What has no faithful translation (nested
+// character classes, intersections, \b, \h, (?m), an interval with a second quantifier) is refused
+// with Unimplemented, never read in PCRE2's different sense. The result may still not compile.
+absl::StatusOr<std::string> TranslateOniguruma(std::string_view pattern);
+
+}  // namespace sparsekv::tokenizer

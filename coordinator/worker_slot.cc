@@ -1,0 +1,94 @@
+#include "coordinator/worker_slot.h"
+
+#include <algorithm>
+
+#include "base/limits.h"
+
+namespace sparsekv {
+
+namespace {
+
+// A plan is one message: with the prompt that passes this it stays below kMaxMessageBytes.
+constexpr size_t kPromptIdsPerPlan = 1 << 20;
+static_assert((kPromptIdsPerPlan + kMaxContext) * 3.1 < kMaxMessageBytes);  // an id takes 3 bytes
+
+uint32_t Less(uint32_t total, uint32_t used) { return total > used ? total - used : 0; }
+
+}  // namespace
+
+void WorkerSlot::OnUp(uint64_t boot_id, const v1::WorkerHello& hello) {
+  up_ = true;
+  boot_id_ = boot_id;
+  hello_ = hello;
+  ++incarnation_;
+  epoch_ = 0;
+  last_report = Clock::now();
+}
+
+void WorkerSlot::OnDown() {
+  up_ = false;
+  members_.clear();
+  starts_.clear();
+  label_bytes = 0;
+  for (auto& [owner, holding] : held_) holding.active = false;
+}
+
+void WorkerSlot::EndOnDevice(uint64_t owner) {
+  const auto found = held_.find(owner);
+  if (found != held_.end()) found->second.active = false;
+}
+
+void WorkerSlot::KeepOnly(const std::vector<uint64_t>& owners) {
+  std::erase_if(held_, [&](const auto& entry) {
+    return std::find(owners.begin(), owners.end(), entry.first) == owners.end();
+  });
+}
+
+WorkerCapacity WorkerSlot::Capacity(uint32_t pool_blocks) const {
+  uint32_t blocks = 0, pages = 0;
+  for (const auto& [owner, holding] : held_) {
+    blocks += holding.need.host_blocks;
+    if (holding.active) pages += holding.need.label_pages;
+  }
+  return {.ready = ready() && Clock::now() >= not_before,
+          .blocks_total = pool_blocks,
+          .blocks_free = Less(pool_blocks, blocks),
+          .label_pages_total = hello_.label_pages(),
+          .label_pages_free = Less(hello_.label_pages(), pages),
+          .slots_free = Less(std::min(hello_.max_batch(), kMaxBatch), active())};
+}
+
+uint32_t WorkerSlot::active() const {
+  return static_cast<uint32_t>(std::count_if(
+      held_.begin(), held_.end(), [](const auto& entry) { return entry.second.active; }));
+}
+
+void WorkerSlot::AddStart(v1::SequenceStart start) {
+  members_.push_back(start.sequence_id());
+  starts_.push_back(std::move(start));
+}
+
+bool WorkerSlot::Remove(uint64_t sequence_id) {
+  std::erase(members_, sequence_id);
+  return std::erase_if(starts_, [=](const v1::SequenceStart& start) {
+           return start.sequence_id() == sequence_id;
+         }) > 0;
+}
+
+v1::Plan WorkerSlot::TakePlan(uint64_t coordinator_boot_id, bool decoding) {
+  v1::Plan plan;
+  plan.set_coordinator_boot_id(coordinator_boot_id);
+  plan.set_epoch(++epoch_);
+  size_t sent = 0;
+  for (size_t ids = 0; sent < starts_.size() && ids < kPromptIdsPerPlan; ++sent) {
+    ids += starts_[sent].prompt_ids_size();
+    *plan.add_starts() = std::move(starts_[sent]);
+  }
+  starts_.erase(starts_.begin(), starts_.begin() + sent);
+  plan.mutable_members()->Add(members_.begin(), members_.end());
+  plan.set_prefill_unit_tokens(PrefillUnitTokens(decoding));
+  plan.set_valid_steps(kPlanSteps);
+  return plan;
+}
+
+}  // namespace sparsekv
