@@ -1,0 +1,219 @@
+// `sparsekv generate`: one job over gRPC, streamed to stdout or as one JSON object.
+#include <signal.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <iostream>
+#include <thread>
+
+#include <grpcpp/grpcpp.h>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "base/limits.h"
+#include "cli/commands.h"
+#include "sparsekv/v1/generation.grpc.pb.h"
+
+namespace sparsekv {
+
+namespace {
+
+struct GenerateOptions {
+  std::string grpc = "127.0.0.1:50051";
+  std::string prompt, prompt_file, token_ids, token_ids_file;
+  uint32_t max_tokens = 128;
+  double temperature = 0, top_p = 1;
+  uint32_t top_k = 0;
+  uint64_t seed = 0;
+  std::vector<std::string> stop;
+  std::string attention, budget;
+  double deadline_s = 0;
+  bool ignore_eos = false;
+  bool json = false;
+  CLI::Option *prompt_set = nullptr, *ids_set = nullptr, *seed_set = nullptr;
+};
+
+absl::Status SetPrompt(const GenerateOptions& o, v1::GenerateRequest* request) {
+  if (!o.prompt_file.empty()) {
+    auto text = ReadInput(o.prompt_file);
+    if (!text.ok()) return text.status();
+    request->set_text(*std::move(text));
+  } else if (o.prompt_set->count() > 0) {
+    request->set_text(o.prompt);
+  } else {
+    std::string text = o.token_ids;
+    if (!o.token_ids_file.empty()) {
+      auto file = ReadInput(o.token_ids_file);
+      if (!file.ok()) return file.status();
+      text = *file;
+      while (!text.empty() && std::isspace(static_cast<unsigned char>(text.back()))) {
+        text.pop_back();
+      }
+    }
+    auto ids = ParseTokenIds(text);
+    if (!ids.ok()) return ids.status();
+    request->mutable_token_ids()->mutable_ids()->Add(ids->begin(), ids->end());
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::GenerateRequest> MakeRequest(const GenerateOptions& o) {
+  v1::GenerateRequest request;
+  if (absl::Status status = SetPrompt(o, &request); !status.ok()) return status;
+  request.set_max_new_tokens(o.max_tokens);
+  request.set_temperature(static_cast<float>(o.temperature));
+  request.set_top_p(static_cast<float>(o.top_p));
+  request.set_top_k(o.top_k);
+  if (o.seed_set->count() > 0) request.set_seed(o.seed);
+  for (const std::string& stop : o.stop) request.add_stop(stop);
+  request.set_ignore_eos(o.ignore_eos);
+  if (o.attention == "dense") request.set_attention(v1::ATTENTION_DENSE);
+  if (o.attention == "double-sparsity") request.set_attention(v1::ATTENTION_DOUBLE_SPARSITY);
+  if (!o.budget.empty()) {
+    uint32_t rows = 0, denominator = 0;
+    absl::Status status = ParseBudget(o.budget, &rows, &denominator);
+    if (!status.ok()) return status;
+    if (rows) request.mutable_budget()->set_rows(rows);
+    if (denominator) request.mutable_budget()->set_fraction_denominator(denominator);
+  }
+  return request;
+}
+
+const char* Name(v1::FinishReason reason) {
+  switch (reason) {
+    case v1::FINISH_REASON_STOP:
+      return "stop";
+    case v1::FINISH_REASON_LENGTH:
+      return "length";
+    case v1::FINISH_REASON_CANCELLED:
+      return "cancelled";
+    case v1::FINISH_REASON_DEADLINE:
+      return "deadline";
+    default:
+      return "error";
+  }
+}
+
+nlohmann::ordered_json ToJson(const std::string& text, const std::vector<uint32_t>& ids,
+                              const v1::GenerateResponse& last) {
+  const auto& sparsity = last.sparsity();
+  const auto& timings = last.timings();
+  return {{"text", text},
+          {"token_ids", ids},
+          {"finish_reason", Name(last.finish_reason())},
+          {"usage",
+           {{"prompt_tokens", last.usage().prompt_tokens()},
+            {"completion_tokens", last.usage().completion_tokens()},
+            {"cached_tokens", last.usage().cached_tokens()}}},
+          {"sparsity",
+           {{"attention",
+             sparsity.attention() == v1::ATTENTION_DOUBLE_SPARSITY ? "double-sparsity" : "dense"},
+            {"budget_effective", sparsity.budget_effective()},
+            {"rows_selected", sparsity.rows_selected()},
+            {"rows_fetched", sparsity.rows_fetched()},
+            {"hits", sparsity.hits()},
+            {"misses", sparsity.misses()},
+            {"prefetch_useful", sparsity.prefetch_useful()},
+            {"device_kv_bytes", sparsity.device_kv_bytes()},
+            {"host_kv_bytes", sparsity.host_kv_bytes()}}},
+          {"timings",
+           {{"queue_s", timings.queue_s()},
+            {"prefill_s", timings.prefill_s()},
+            {"ttft_s", timings.ttft_s()},
+            {"decode_s", timings.decode_s()},
+            {"stall_s", timings.stall_s()}}}};
+}
+
+// The call in flight, so that Ctrl-C cancels it at the server instead of leaving it running.
+std::atomic<grpc::ClientContext*> call_in_flight{nullptr};
+
+void CancelOnSignal() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGTERM);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  std::thread([signals] {
+    int signal = 0;
+    sigwait(&signals, &signal);
+    if (grpc::ClientContext* call = call_in_flight.load()) call->TryCancel();
+  }).detach();
+}
+
+absl::Status RunGenerate(const GenerateOptions& o) {
+  auto request = MakeRequest(o);
+  if (!request.ok()) return request.status();
+  CancelOnSignal();
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
+  auto stub = v1::Generation::NewStub(
+      grpc::CreateCustomChannel(o.grpc, grpc::InsecureChannelCredentials(), arguments));
+  grpc::ClientContext context;
+  if (o.deadline_s > 0) {
+    context.set_deadline(std::chrono::system_clock::now() +
+                         std::chrono::microseconds(std::llround(o.deadline_s * 1e6)));
+  }
+  call_in_flight = &context;
+  auto reader = stub->Generate(&context, *request);
+  std::string text;
+  std::vector<uint32_t> ids;
+  v1::GenerateResponse response, last;
+  while (reader->Read(&response)) {
+    ids.insert(ids.end(), response.token_ids().begin(), response.token_ids().end());
+    text += response.text();
+    if (!o.json) {
+      std::fwrite(response.text().data(), 1, response.text().size(), stdout);
+      std::fflush(stdout);
+    }
+    last = response;
+  }
+  const grpc::Status status = reader->Finish();
+  call_in_flight = nullptr;
+  if (!status.ok()) {
+    if (!o.json && !text.empty()) std::fputc('\n', stdout);
+    return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
+                        absl::StrCat(o.grpc, ": ", status.error_message()));
+  }
+  if (o.json) {
+    std::cout << ToJson(text, ids, last).dump(-1, ' ', false,
+                                              nlohmann::json::error_handler_t::replace)
+              << "\n";
+  } else {
+    std::fputc('\n', stdout);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddGenerate(CLI::App& app, Command* command) {
+  CLI::App* sub = app.add_subcommand("generate", "one job: a prompt in, tokens out");
+  auto o = std::make_shared<GenerateOptions>();
+  sub->add_option("--grpc", o->grpc, "the server")->capture_default_str();
+  auto* group = sub->add_option_group("prompt", "exactly one of");
+  o->prompt_set = group->add_option("--prompt", o->prompt, "text, byte for byte");
+  group->add_option("--prompt-file", o->prompt_file, "text from a file, - = stdin");
+  o->ids_set = group->add_option("--token-ids", o->token_ids, "1,2,3: nothing is added");
+  group->add_option("--token-ids-file", o->token_ids_file, "the same from a file");
+  group->require_option(1);
+  sub->add_option("--max-tokens", o->max_tokens, "tokens to generate at most")
+      ->check(CLI::Range(1u, kMaxContext))
+      ->capture_default_str();
+  sub->add_option("--temperature", o->temperature, "0 = greedy")->capture_default_str();
+  sub->add_option("--top-p", o->top_p, "mass of the tokens drawn from")->capture_default_str();
+  sub->add_option("--top-k", o->top_k, "number of the tokens drawn from, 0 = all")
+      ->capture_default_str();
+  o->seed_set = sub->add_option("--seed", o->seed, "default: the server draws one");
+  sub->add_option("--stop", o->stop, "a string that ends the text; may be repeated")
+      ->allow_extra_args(false);
+  sub->add_option("--attention", o->attention, "default: the server's")
+      ->check(CLI::IsMember({"dense", "double-sparsity"}));
+  sub->add_option("--budget", o->budget, "rows of a selection: K or 1/N; default the server's");
+  sub->add_option("--deadline", o->deadline_s, "seconds until the server gives up");
+  sub->add_flag("--ignore-eos", o->ignore_eos, "go on to --max-tokens");
+  sub->add_flag("--json", o->json, "one object with ids, usage, sparsity and timings");
+  sub->callback([=] { *command = [=] { return RunGenerate(*o); }; });
+}
+
+}  // namespace sparsekv

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace sparsekv {
+
+// `sparsekv serve`, as parsed. design: one struct, few knobs; each is described by its --help line.
+struct ServeOptions {
+  std::string model_dir;
+  std::string backend = "auto";
+  uint32_t workers = 1;
+  uint32_t tensor_parallel = 1;
+  std::string grpc = "127.0.0.1:50051";
+  std::string http = "127.0.0.1:8080";
+  std::string state_dir;
+  uint64_t host_memory_bytes = 0;    // 0 = half of what is available
+  uint64_t device_memory_bytes = 0;  // 0 = 1 GiB on cpu
+  std::string placement = "auto";
+  std::string fetch = "direct";
+  std::string predict = "off";
+  std::string correction = "on";
+  std::string hot_rows = "off";
+  std::string channels_file;
+  uint32_t max_batch = 0;
+  unsigned threads = 0;  // of each worker's cpu backend, 0 = every core
+};
+
+}  // namespace sparsekv

@@ -1,0 +1,329 @@
+#include "cli/server.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/ids.h"
+#include "base/log.h"
+#include "base/shared_memory.h"
+#include "cli/child_process.h"
+#include "cli/listen_socket.h"
+#include "cli/state_dir.h"
+#include "coordinator/tokenizer/tokenizer.h"
+#include "gpu_worker/device.h"
+#include "kv_store/memory_check.h"
+
+namespace sparsekv {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr uint64_t kDefaultCpuDeviceBytes = 1ull << 30;
+constexpr std::chrono::seconds kDrain{32};  // the coordinator's own 30 s and a little
+constexpr std::chrono::seconds kStop{5};
+
+// What every child is started with.
+struct ServerPlan {
+  RowLayout layout;
+  uint64_t fingerprint = 0;
+  uint64_t device_bytes = 0;
+};
+
+// Everything that can be wrong with a checkpoint or with memory is found here, before a port is taken
+// or a process started.
+absl::StatusOr<ServerPlan> MakePlan(const ServeOptions& options) {
+  auto files = ModelFiles::Load(options.model_dir, options.channels_file);
+  if (!files.ok()) return files.status();
+  auto tokenizer = Tokenizer::Load(options.model_dir);
+  if (!tokenizer.ok()) return tokenizer.status();
+
+  ServerPlan plan;
+  plan.fingerprint = files->weights->fingerprint();
+  plan.device_bytes =
+      options.device_memory_bytes ? options.device_memory_bytes : kDefaultCpuDeviceBytes;
+  auto memory = MemoryPlan::Make(files->config, files->channel_config(),
+                                 plan.device_bytes, options.max_batch, kPrefillAlign);
+  if (!memory.ok()) return memory.status();
+
+  const auto available = kv_store::AvailableMemory();
+  if (!available.ok()) return available.status();
+  const uint64_t wanted = options.host_memory_bytes ? options.host_memory_bytes : *available / 2;
+  if (wanted > *available) {
+    return absl::ResourceExhaustedError(absl::StrCat("--host-memory: ", wanted, " bytes asked, ",
+                                                     *available, " are available"));
+  }
+  // More than a full batch of full contexts would never be used.
+  const uint64_t context_blocks = (files->config.max_context + kBlockTokens - 1) / kBlockTokens;
+  const uint64_t bytes_per_block = files->Layout(1).bytes_per_block();
+  const uint64_t blocks =
+      std::min(wanted / options.workers / bytes_per_block, context_blocks * options.max_batch);
+  if (blocks == 0) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("--host-memory: ", wanted, " bytes do not hold a block of ", kBlockTokens,
+                     " tokens (", bytes_per_block, " bytes) for each worker"));
+  }
+  plan.layout = files->Layout(static_cast<uint32_t>(blocks));
+  return plan;
+}
+
+std::string ProgramPath(const char* name) {
+  return std::filesystem::read_symlink("/proc/self/exe").parent_path() / name;
+}
+
+class Server {
+ public:
+  explicit Server(const ServeOptions& options) : options_(options) {}
+
+  absl::Status Run();
+
+ private:
+  absl::Status Prepare();
+  absl::Status MakeSegment();
+  void DescribeChildren();
+  absl::Status StartAll();
+  absl::Status WaitReady();
+  absl::Status Supervise();
+  void StopAll();
+  // Waits for signals at most until `deadline`; reaps children. True when a stop was asked for.
+  bool Wait(Clock::time_point deadline);
+  absl::Status Reap();
+  void StopGroup(std::vector<ChildProcess*> group, std::chrono::seconds patience);
+
+  const ServeOptions& options_;
+  ServerPlan plan_;
+  std::unique_ptr<StateDir> state_;
+  ListenSocket grpc_, http_;
+  UniqueFd meta_;
+  std::vector<UniqueFd> rows_;
+  UniqueFd signals_, ready_read_, ready_write_;
+  std::vector<std::unique_ptr<ChildProcess>> children_;  // store, workers..., coordinator
+  bool ready_ = false;
+  bool stopping_ = false;
+  absl::Status failure_;
+};
+
+absl::Status Server::Run() {
+  absl::Status status = Prepare();
+  if (status.ok()) status = StartAll();
+  if (status.ok()) status = WaitReady();
+  if (status.ok()) status = Supervise();
+  StopAll();
+  return status;
+}
+
+absl::Status Server::Prepare() {
+  auto plan = MakePlan(options_);
+  if (!plan.ok()) return plan.status();
+  plan_ = *plan;
+  auto grpc = Listen("--grpc", options_.grpc);
+  if (!grpc.ok()) return grpc.status();
+  grpc_ = *grpc;
+  if (options_.http != "off") {
+    auto http = Listen("--http", options_.http);
+    if (!http.ok()) return http.status();
+    http_ = *http;
+  }
+  auto state = StateDir::Open(options_.state_dir);
+  if (!state.ok()) return state.status();
+  state_ = *std::move(state);
+  if (absl::Status status = MakeSegment(); !status.ok()) return status;
+
+  sigset_t mask;
+  sigemptyset(&mask);
+  for (int signal : {SIGTERM, SIGINT, SIGCHLD}) sigaddset(&mask, signal);
+  sigprocmask(SIG_BLOCK, &mask, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  signals_ = UniqueFd(signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK));
+  int pipe_fds[2];
+  CHECK_EQ(pipe2(pipe_fds, O_CLOEXEC), 0);
+  ready_read_ = UniqueFd(pipe_fds[0]);
+  ready_write_ = UniqueFd(pipe_fds[1]);
+  DescribeChildren();
+  return absl::OkStatus();
+}
+
+// The parent holds the memfds, so that the rows outlive every child.
+absl::Status Server::MakeSegment() {
+  auto meta = CreateMemfd("sparsekv-meta");
+  if (!meta.ok()) return meta.status();
+  meta_ = *std::move(meta);
+  for (uint32_t worker = 0; worker < options_.workers; ++worker) {
+    auto rows = CreateMemfd("sparsekv-rows");
+    if (!rows.ok()) return rows.status();
+    rows_.push_back(*std::move(rows));
+  }
+  return absl::OkStatus();
+}
+
+void Server::DescribeChildren() {
+  const std::string parent = std::to_string(getpid());
+  std::vector<std::string> store = {ProgramPath("sparsekv-kv-store"),
+                                    "--grpc-socket", state_->Socket("store"),
+                                    "--attach-socket", state_->Socket("attach"),
+                                    "--meta-fd", std::to_string(meta_.get()),
+                                    "--layers", std::to_string(plan_.layout.layers),
+                                    "--kv-heads", std::to_string(plan_.layout.kv_heads),
+                                    "--head-dim", std::to_string(plan_.layout.head_dim),
+                                    "--row-dtype", std::string(Name(plan_.layout.dtype)),
+                                    "--blocks", std::to_string(plan_.layout.blocks),
+                                    "--fingerprint", HexId(plan_.fingerprint),
+                                    "--parent-pid", parent};
+  std::vector<int> store_fds = {meta_.get()};
+  for (const UniqueFd& rows : rows_) {
+    store.insert(store.end(), {"--rows-fd", std::to_string(rows.get())});
+    store_fds.push_back(rows.get());
+  }
+  children_.push_back(std::make_unique<ChildProcess>("store", store, store_fds));
+
+  std::vector<std::string> coordinator = {
+      ProgramPath("sparsekv-coordinator"), "--model", options_.model_dir,
+      "--grpc-listen-fd", std::to_string(grpc_.fd), "--http-listen-fd", std::to_string(http_.fd),
+      "--store-socket", state_->Socket("store"), "--parent-pid", parent};
+  for (uint32_t i = 0; i < options_.workers; ++i) {
+    const std::string socket = state_->Socket(absl::StrCat("worker-", i));
+    std::vector<std::string> worker = {
+        ProgramPath("sparsekv-gpu-worker"), "--model", options_.model_dir, "--socket", socket,
+        "--attach-socket", state_->Socket("attach"), "--pool", std::to_string(i),
+        "--device-memory", std::to_string(plan_.device_bytes),
+        "--max-batch", std::to_string(options_.max_batch),
+        "--threads", std::to_string(options_.threads), "--parent-pid", parent};
+    if (!options_.channels_file.empty()) {
+      worker.insert(worker.end(), {"--channels", options_.channels_file});
+    }
+    coordinator.insert(coordinator.end(), {"--worker-socket", socket});
+    children_.push_back(std::make_unique<ChildProcess>(absl::StrCat("worker ", i), worker,
+                                                       std::vector<int>{}));
+  }
+  std::vector<int> coordinator_fds = {grpc_.fd, ready_write_.get()};
+  if (http_.fd >= 0) coordinator_fds.push_back(http_.fd);
+  coordinator.insert(coordinator.end(), {"--ready-fd", std::to_string(ready_write_.get())});
+  children_.push_back(
+      std::make_unique<ChildProcess>("coordinator", coordinator, coordinator_fds));
+}
+
+absl::Status Server::StartAll() {
+  for (auto& child : children_) {
+    if (absl::Status status = child->Start(); !status.ok()) return status;
+  }
+  children_.back()->DropLastArguments(2, ready_write_.get());
+  ready_write_ = UniqueFd();  // the coordinator has the only write end now
+  return absl::OkStatus();
+}
+
+// Before the server is ready a child that ends is a failure to start, and it has said why on stderr.
+absl::Status Server::WaitReady() {
+  while (!stopping_) {
+    pollfd polls[2] = {{ready_read_.get(), POLLIN, 0}, {signals_.get(), POLLIN, 0}};
+    poll(polls, 2, -1);
+    if (polls[1].revents != 0) Wait(Clock::now());
+    if (!failure_.ok()) return failure_;
+    if (polls[0].revents & POLLIN) {
+      std::printf("ready grpc=%s http=%s\n", grpc_.address.c_str(),
+                  http_.fd >= 0 ? http_.address.c_str() : "-");
+      std::fflush(stdout);
+      ready_ = true;
+      return absl::OkStatus();
+    }
+    if (polls[0].revents & POLLHUP) usleep(1000);  // it died: its SIGCHLD is on the way
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Server::Supervise() {
+  while (!stopping_) {
+    Clock::time_point next = Clock::time_point::max();
+    for (auto& child : children_) {
+      if (child->running()) continue;
+      if (child->restart_at() <= Clock::now()) {
+        if (absl::Status status = child->Start(); !status.ok()) return status;
+        spdlog::info("{} started again, pid {}", child->name(), child->pid());
+      } else {
+        next = std::min(next, child->restart_at());
+      }
+    }
+    Wait(next);
+    if (!failure_.ok()) return failure_;
+  }
+  return absl::OkStatus();
+}
+
+bool Server::Wait(Clock::time_point deadline) {
+  int timeout_ms = -1;
+  if (deadline != Clock::time_point::max()) {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
+    timeout_ms = static_cast<int>(std::max<int64_t>(left.count(), 0));
+  }
+  pollfd waiting = {signals_.get(), POLLIN, 0};
+  poll(&waiting, 1, timeout_ms);
+  signalfd_siginfo info;
+  while (read(signals_.get(), &info, sizeof info) == sizeof info) {
+    if (info.ssi_signo != SIGCHLD) stopping_ = true;
+  }
+  const absl::Status status = Reap();
+  if (failure_.ok()) failure_ = status;
+  return stopping_;
+}
+
+absl::Status Server::Reap() {
+  absl::Status result;
+  int wait_status = 0;
+  for (pid_t pid; (pid = waitpid(-1, &wait_status, WNOHANG)) > 0;) {
+    for (auto& child : children_) {
+      if (child->pid() != pid) continue;
+      const bool again = child->OnExit();
+      if (stopping_) continue;
+      const std::string how = DescribeExit(wait_status);
+      if (!ready_) {
+        result = absl::UnavailableError(absl::StrCat("the ", child->name(), " did not start (", how,
+                                                     ")"));
+      } else if (!again) {
+        result = absl::UnavailableError(absl::StrCat("the ", child->name(), " keeps dying (", how,
+                                                     ")"));
+      }
+      spdlog::warn("{} pid {} ended: {}", child->name(), pid, how);
+    }
+  }
+  return result;
+}
+
+void Server::StopGroup(std::vector<ChildProcess*> group, std::chrono::seconds patience) {
+  for (ChildProcess* child : group) child->Signal(SIGTERM);
+  auto running = [&] { return std::ranges::any_of(group, &ChildProcess::running); };
+  const auto deadline = Clock::now() + patience;
+  while (running() && Clock::now() < deadline) Wait(deadline);
+  for (ChildProcess* child : group) {
+    if (!child->running()) continue;
+    spdlog::error("{} does not stop: killed", child->name());
+    child->Signal(SIGKILL);
+    waitpid(child->pid(), nullptr, 0);
+    child->OnExit();
+  }
+}
+
+// The coordinator drains first; workers and store serve it until it is done.
+void Server::StopAll() {
+  stopping_ = true;
+  if (children_.empty()) return;
+  StopGroup({children_.back().get()}, ready_ ? kDrain : kStop);
+  std::vector<ChildProcess*> rest;
+  for (size_t i = 0; i + 1 < children_.size(); ++i) rest.push_back(children_[i].get());
+  StopGroup(rest, kStop);
+}
+
+}  // namespace
+
+absl::Status Serve(const ServeOptions& options) { return Server(options).Run(); }
+
+}  // namespace sparsekv

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Builds everything and runs every test, as root, on a fresh machine too. May be repeated.
+#   tests/run.sh                 the release build, all tests
+#   tests/run.sh asan|tsan       the tests labelled small under that sanitizer preset
+# Tests that need ../shared/data or a GPU say so and skip where there is none.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+preset=${1:-release}
+case $preset in
+  release) build=build; select=() ;;
+  asan | tsan | debug) build=build/$preset; select=(-L small) ;;
+  *) echo "usage: tests/run.sh [release|debug|asan|tsan]" >&2; exit 2 ;;
+esac
+
+deploy/install-deps.sh
+[[ -f $build/build.ninja ]] || cmake --preset "$preset" >/dev/null
+cmake --build "$build"
+
+export ASAN_OPTIONS=detect_leaks=1:abort_on_error=1
+export UBSAN_OPTIONS=print_stacktrace=1
+export TSAN_OPTIONS=suppressions=$PWD/tests/tsan.supp:second_deadlock_stack=1
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+code=0
+ctest --test-dir "$build" --output-on-failure --timeout 900 "${select[@]}" --verbose >"$log" 2>&1 || code=$?
+((code == 0)) || grep -vE '^[0-9]+: \[ +(OK|RUN) ' "$log" | tail -n 400
+echo "skipped:"
+grep -E '^[0-9]+: .*(Skipped$|^[0-9]+: skipped: )' "$log" | sort -u || echo "  nothing"
+sed -n '/tests passed\|tests failed/,$p' "$log"
+exit "$code"
