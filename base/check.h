@@ -19,19 +19,19 @@ template <typename A, typename B>
 
 }  // namespace sparsekv::internal
 
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    if (!(condition)) [[unlikely]]                                         \
-      ::sparsekv::internal::CheckFailed(__FILE__, __LINE__, #condition);   \
+#define CHECK(condition)                                                 \
+  do {                                                                   \
+    if (!(condition)) [[unlikely]]                                       \
+      ::sparsekv::internal::CheckFailed(__FILE__, __LINE__, #condition); \
   } while (false)
 
-#define SPARSEKV_CHECK_OP(a, op, b)                                                             \
-  do {                                                                                          \
-    const auto& check_a_ = (a);                                                                 \
-    const auto& check_b_ = (b);                                                                 \
-    if (!(check_a_ op check_b_)) [[unlikely]]                                                   \
-      ::sparsekv::internal::CheckOpFailed(__FILE__, __LINE__, #a " " #op " " #b, check_a_,      \
-                                          check_b_);                                            \
+#define SPARSEKV_CHECK_OP(a, op, b)                                                        \
+  do {                                                                                     \
+    const auto& check_a_ = (a);                                                            \
+    const auto& check_b_ = (b);                                                            \
+    if (!(check_a_ op check_b_)) [[unlikely]]                                              \
+      ::sparsekv::internal::CheckOpFailed(__FILE__, __LINE__, #a " " #op " " #b, check_a_, \
+                                          check_b_);                                       \
   } while (false)
 
 #define CHECK_EQ(a, b) SPARSEKV_CHECK_OP(a, ==, b)

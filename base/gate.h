@@ -8,9 +8,9 @@
 
 namespace sparsekv {
 
-// Counts what is under way inside something that is to be shut down. Whoever calls back from a foreign
-// thread enters first and leaves last; the owner waits until all have left. Any thread may call any
-// method.
+// Counts what is under way inside something that is to be shut down. Whoever calls back from a
+// foreign thread enters first and leaves last; the owner waits until all have left. Any thread may
+// call any method.
 class Gate {
  public:
   // False once the gate is closed: the caller must not begin.

@@ -5,10 +5,11 @@
 // Every bound of the system in one place. What a user may set lies within these.
 namespace sparsekv {
 
-inline constexpr uint32_t kBlockTokens = 64;  // tokens in a row block and in a label page
+inline constexpr uint32_t kBlockTokens = 64;    // tokens in a row block and in a label page
 inline constexpr uint32_t kPrefillAlign = 256;  // prefill chunks end at multiples of this position
 inline constexpr uint32_t kSinkTokens = 4;      // always-set: first tokens
-inline constexpr uint32_t kRecentTokens = 64;   // always-set: last tokens, the current one beside them
+inline constexpr uint32_t kRecentTokens =
+    64;  // always-set: last tokens, the current one beside them
 inline constexpr uint32_t kDefaultBudgetDenominator = 16;  // budget when a request names none: 1/16
 
 inline constexpr uint32_t kMaxLayers = 1024;

@@ -9,10 +9,11 @@
 
 namespace sparsekv {
 
-// Where a token row lies in a pool of row blocks. A pool is [layer][block][kv_head][token][K|V]: one
-// block id names kBlockTokens tokens in every layer. A row is K then V of one (layer, KV head, token),
-// 2 * head_dim values of `dtype`. Blocks start at multiples of a page (4096 B), so that a block can be
-// given back to the kernel, checksummed or registered alone. Pure geometry: no memory is owned here.
+// Where a token row lies in a pool of row blocks. A pool is [layer][block][kv_head][token][K|V]:
+// one block id names kBlockTokens tokens in every layer. A row is K then V of one (layer, KV head,
+// token), 2 * head_dim values of `dtype`. Blocks start at multiples of a page (4096 B), so that a
+// block can be given back to the kernel, checksummed or registered alone. Pure geometry: no memory
+// is owned here.
 struct RowLayout {
   uint32_t layers = 0;
   uint32_t kv_heads = 0;  // of this rank

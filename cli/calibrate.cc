@@ -1,9 +1,9 @@
-// `sparsekv calibrate`: which channels of K tell most of a score, per layer and KV head, measured on a
-// text with dense attention.
+// `sparsekv calibrate`: which channels of K tell most of a score, per layer and KV head, measured
+// on a text with dense attention.
+#include <xxhash.h>
+
 #include <cstdio>
 #include <string>
-
-#include <xxhash.h>
 
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
@@ -32,10 +32,8 @@ constexpr uint32_t kChunk = 512;
 ChannelStatistic Measure(LocalRunner& runner, const ModelConfig& config,
                          std::span<const uint32_t> ids, uint32_t window) {
   ChannelStatistic statistic(config);
-  runner.model().set_qk_observer(
-      [&](uint32_t layer, const float* q, const float* k, uint32_t tokens) {
-        statistic.Add(layer, q, k, tokens);
-      });
+  runner.model().set_qk_observer([&](uint32_t layer, const float* q, const float* k,
+                                     uint32_t tokens) { statistic.Add(layer, q, k, tokens); });
   for (size_t from = 0; from < ids.size(); from += window) {
     const auto part = ids.subspan(from, std::min<size_t>(window, ids.size() - from));
     runner.Reset();
@@ -78,12 +76,11 @@ absl::Status RunCalibrate(const CalibrateOptions& o) {
   channels.text = {.xxh3 = XXH3_64bits(text->data(), text->size()), .tokens = ids->size()};
   const uint32_t count = o.channels ? o.channels : ChannelConfig::DefaultChannels(config.head_dim);
   if (count > config.head_dim) {
-    return absl::InvalidArgumentError(absl::StrCat("--label-channels: ", count,
-                                                   " is more than head_dim ", config.head_dim));
+    return absl::InvalidArgumentError(
+        absl::StrCat("--label-channels: ", count, " is more than head_dim ", config.head_dim));
   }
-  const uint32_t window =
-      std::min({o.window ? o.window : config.max_context, config.max_context,
-                static_cast<uint32_t>(ids->size())});
+  const uint32_t window = std::min({o.window ? o.window : config.max_context, config.max_context,
+                                    static_cast<uint32_t>(ids->size())});
   auto runner = LocalRunner::Make(
       *files, {.max_tokens = window, .chunk_tokens = kChunk, .threads = o.threads});
   if (!runner.ok()) return runner.status();

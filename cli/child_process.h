@@ -14,15 +14,16 @@ namespace sparsekv {
 // parent only (fork).
 class ChildProcess {
  public:
-  // `arguments`: argv with the program's path first. `fds`: descriptors that it inherits under the same
-  // numbers; every other one must be close-on-exec.
+  // `arguments`: argv with the program's path first. `fds`: descriptors that it inherits under the
+  // same numbers; every other one must be close-on-exec.
   ChildProcess(std::string name, std::vector<std::string> arguments, std::vector<int> fds)
       : name_(std::move(name)), arguments_(std::move(arguments)), fds_(std::move(fds)) {}
 
   absl::Status Start();
   void Signal(int signal) const;
 
-  // The child was reaped. False when it has died so often so quickly that starting it again is no use.
+  // The child was reaped. False when it has died so often so quickly that starting it again is no
+  // use.
   bool OnExit();
   // When it should be started again after OnExit.
   std::chrono::steady_clock::time_point restart_at() const { return restart_at_; }

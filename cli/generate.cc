@@ -1,14 +1,13 @@
 // `sparsekv generate`: one job over gRPC, streamed to stdout or as one JSON object.
+#include <grpcpp/grpcpp.h>
 #include <signal.h>
 
 #include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <iostream>
-#include <thread>
-
-#include <grpcpp/grpcpp.h>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "base/limits.h"
@@ -176,9 +175,9 @@ absl::Status RunGenerate(const GenerateOptions& o) {
                         absl::StrCat(o.grpc, ": ", status.error_message()));
   }
   if (o.json) {
-    std::cout << ToJson(text, ids, last).dump(-1, ' ', false,
-                                              nlohmann::json::error_handler_t::replace)
-              << "\n";
+    std::cout
+        << ToJson(text, ids, last).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)
+        << "\n";
   } else {
     std::fputc('\n', stdout);
   }

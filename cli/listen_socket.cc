@@ -31,8 +31,7 @@ absl::StatusOr<std::string> BoundAddress(int fd, const std::string& host) {
 absl::StatusOr<ListenSocket> Listen(const std::string& option, const std::string& address) {
   const size_t colon = address.rfind(':');
   if (colon == std::string::npos || colon == 0 || colon + 1 == address.size()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(option, ": \"", address, "\" is not HOST:PORT"));
+    return absl::InvalidArgumentError(absl::StrCat(option, ": \"", address, "\" is not HOST:PORT"));
   }
   const std::string shown_host = address.substr(0, colon);
   std::string host = shown_host;

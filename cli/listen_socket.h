@@ -6,7 +6,8 @@
 
 namespace sparsekv {
 
-// A TCP socket that listens, held by the parent so that clients find the port whatever its children do.
+// A TCP socket that listens, held by the parent so that clients find the port whatever its children
+// do.
 struct ListenSocket {
   int fd = -1;
   std::string address;  // HOST:PORT as bound, the port chosen where 0 was asked

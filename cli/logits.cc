@@ -1,5 +1,5 @@
-// `sparsekv logits`: teacher-forced logits of given ids, computed in this process by the worker's own
-// forward pass.
+// `sparsekv logits`: teacher-forced logits of given ids, computed in this process by the worker's
+// own forward pass.
 #include "absl/strings/str_cat.h"
 #include "base/limits.h"
 #include "cli/commands.h"
@@ -31,9 +31,8 @@ absl::Status CheckIds(const std::vector<uint32_t>& ids, const ModelConfig& confi
     }
   }
   if (ids.size() > config.max_context) {
-    return absl::InvalidArgumentError(absl::StrCat("--token-ids: ", ids.size(),
-                                                   " ids exceed the context ",
-                                                   config.max_context));
+    return absl::InvalidArgumentError(
+        absl::StrCat("--token-ids: ", ids.size(), " ids exceed the context ", config.max_context));
   }
   return absl::OkStatus();
 }
@@ -68,8 +67,7 @@ absl::Status RunLogits(const LogitsOptions& o) {
                                            .threads = o.threads,
                                            .reference = o.backend == "reference"});
   if (!runner.ok()) return runner.status();
-  auto out =
-      NpyWriter::Create(o.out, static_cast<uint32_t>(ids->size()), files->config.vocab_size);
+  auto out = NpyWriter::Create(o.out, static_cast<uint32_t>(ids->size()), files->config.vocab_size);
   if (!out.ok()) return out.status();
   for (size_t from = 0; from < ids->size(); from += chunk) {
     const auto part = std::span(*ids).subspan(from, std::min<size_t>(chunk, ids->size() - from));

@@ -1,5 +1,5 @@
-// sparsekv: the command line. Results go to stdout, logs and errors to stderr; exit 1 on an error, 2 on
-// bad usage.
+// sparsekv: the command line. Results go to stdout, logs and errors to stderr; exit 1 on an error,
+// 2 on bad usage.
 #include <cstdio>
 
 #include "base/log.h"
@@ -23,7 +23,8 @@ void AddLater(CLI::App& app, const char* name, const char* what, Command* comman
 int Main(int argc, char** argv) {
   CLI::App app{"sparsekv: long-context generation on devices that cannot hold the KV cache"};
   app.set_version_flag("--version", kVersion);
-  app.require_subcommand(1);
+  app.require_subcommand(
+      0, 1);  // that there is one is checked below: an unknown one gets its name said
   Command command;
   AddServe(app, &command);
   AddGenerate(app, &command);
@@ -39,6 +40,10 @@ int Main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
+  }
+  if (!command) {
+    std::fprintf(stderr, "A subcommand is required\nRun with --help for more information.\n");
+    return 2;
   }
   InitLog("sparsekv");
   const absl::Status status = command();

@@ -4,16 +4,15 @@
 
 namespace sparsekv {
 
-absl::StatusOr<NpyWriter> NpyWriter::Create(const std::string& path, uint32_t rows,
-                                            uint32_t cols) {
+absl::StatusOr<NpyWriter> NpyWriter::Create(const std::string& path, uint32_t rows, uint32_t cols) {
   NpyWriter writer;
   writer.path_ = path;
   writer.rows_ = rows;
   writer.cols_ = cols;
   writer.file_.open(path, std::ios::binary | std::ios::trunc);
   if (!writer.file_) return absl::PermissionDeniedError(absl::StrCat(path, ": cannot be written"));
-  std::string header = absl::StrCat("{'descr': '<f4', 'fortran_order': False, 'shape': (", rows,
-                                    ", ", cols, "), }");
+  std::string header =
+      absl::StrCat("{'descr': '<f4', 'fortran_order': False, 'shape': (", rows, ", ", cols, "), }");
   constexpr size_t kPreamble = 10;  // magic, version, header length
   header.append(63 - (kPreamble + header.size()) % 64, ' ');
   header.push_back('\n');
@@ -34,8 +33,7 @@ void NpyWriter::Row(const float* values) {
 absl::Status NpyWriter::Close() {
   file_.close();
   if (!file_ || written_ != rows_) {
-    return absl::DataLossError(
-        absl::StrCat(path_, ": ", written_, " of ", rows_, " rows written"));
+    return absl::DataLossError(absl::StrCat(path_, ": ", written_, " of ", rows_, " rows written"));
   }
   return absl::OkStatus();
 }

@@ -1,4 +1,5 @@
-// `sparsekv recall`: writes a checkpoint that answers exactly at any length, and a pointer chase for it.
+// `sparsekv recall`: writes a checkpoint that answers exactly at any length, and a pointer chase
+// for it.
 #include <cstdio>
 
 #include "cli/commands.h"

@@ -1,5 +1,5 @@
-// `sparsekv serve`: options, a TOML file of the same names, and the check of both. The server itself is
-// cli/server.h.
+// `sparsekv serve`: options, a TOML file of the same names, and the check of both. The server
+// itself is cli/server.h.
 #include <toml++/toml.h>
 
 #include "absl/strings/str_cat.h"
@@ -35,8 +35,8 @@ absl::Status ReadConfig(CLI::App* app, const std::string& path) {
   try {
     table = toml::parse_file(path);
   } catch (const toml::parse_error& error) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ":", error.source().begin.line, ": ",
-                                                   std::string(error.description())));
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ":", error.source().begin.line, ": ", std::string(error.description())));
   }
   for (const auto& [key, node] : table) {
     const std::string name(key.str());
@@ -99,7 +99,8 @@ void AddOptions(CLI::App* app, ServeOptions* o) {
   app->add_option("--correction", o->correction, "what becomes of mispredicted rows")
       ->check(CLI::IsMember({"on", "none"}))
       ->capture_default_str();
-  app->add_option("--hot-rows", o->hot_rows, "rows per layer and KV head kept on the device, or off")
+  app->add_option("--hot-rows", o->hot_rows,
+                  "rows per layer and KV head kept on the device, or off")
       ->capture_default_str();
   app->add_option("--channels", o->channels_file,
                   "channel config; default MODEL/channels.json where it exists; none = dense only");

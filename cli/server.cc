@@ -41,8 +41,8 @@ struct ServerPlan {
   uint64_t device_bytes = 0;
 };
 
-// Everything that can be wrong with a checkpoint or with memory is found here, before a port is taken
-// or a process started.
+// Everything that can be wrong with a checkpoint or with memory is found here, before a port is
+// taken or a process started.
 absl::StatusOr<ServerPlan> MakePlan(const ServeOptions& options) {
   auto files = ModelFiles::Load(options.model_dir, options.channels_file);
   if (!files.ok()) return files.status();
@@ -53,16 +53,16 @@ absl::StatusOr<ServerPlan> MakePlan(const ServeOptions& options) {
   plan.fingerprint = files->weights->fingerprint();
   plan.device_bytes =
       options.device_memory_bytes ? options.device_memory_bytes : kDefaultCpuDeviceBytes;
-  auto memory = MemoryPlan::Make(files->config, files->channel_config(),
-                                 plan.device_bytes, options.max_batch, kPrefillAlign);
+  auto memory = MemoryPlan::Make(files->config, files->channel_config(), plan.device_bytes,
+                                 options.max_batch, kPrefillAlign);
   if (!memory.ok()) return memory.status();
 
   const auto available = kv_store::AvailableMemory();
   if (!available.ok()) return available.status();
   const uint64_t wanted = options.host_memory_bytes ? options.host_memory_bytes : *available / 2;
   if (wanted > *available) {
-    return absl::ResourceExhaustedError(absl::StrCat("--host-memory: ", wanted, " bytes asked, ",
-                                                     *available, " are available"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("--host-memory: ", wanted, " bytes asked, ", *available, " are available"));
   }
   // More than a full batch of full contexts would never be used.
   const uint64_t context_blocks = (files->config.max_context + kBlockTokens - 1) / kBlockTokens;
@@ -170,16 +170,26 @@ absl::Status Server::MakeSegment() {
 void Server::DescribeChildren() {
   const std::string parent = std::to_string(getpid());
   std::vector<std::string> store = {ProgramPath("sparsekv-kv-store"),
-                                    "--grpc-socket", state_->Socket("store"),
-                                    "--attach-socket", state_->Socket("attach"),
-                                    "--meta-fd", std::to_string(meta_.get()),
-                                    "--layers", std::to_string(plan_.layout.layers),
-                                    "--kv-heads", std::to_string(plan_.layout.kv_heads),
-                                    "--head-dim", std::to_string(plan_.layout.head_dim),
-                                    "--row-dtype", std::string(Name(plan_.layout.dtype)),
-                                    "--blocks", std::to_string(plan_.layout.blocks),
-                                    "--fingerprint", HexId(plan_.fingerprint),
-                                    "--parent-pid", parent};
+                                    "--grpc-socket",
+                                    state_->Socket("store"),
+                                    "--attach-socket",
+                                    state_->Socket("attach"),
+                                    "--meta-fd",
+                                    std::to_string(meta_.get()),
+                                    "--layers",
+                                    std::to_string(plan_.layout.layers),
+                                    "--kv-heads",
+                                    std::to_string(plan_.layout.kv_heads),
+                                    "--head-dim",
+                                    std::to_string(plan_.layout.head_dim),
+                                    "--row-dtype",
+                                    std::string(Name(plan_.layout.dtype)),
+                                    "--blocks",
+                                    std::to_string(plan_.layout.blocks),
+                                    "--fingerprint",
+                                    HexId(plan_.fingerprint),
+                                    "--parent-pid",
+                                    parent};
   std::vector<int> store_fds = {meta_.get()};
   for (const UniqueFd& rows : rows_) {
     store.insert(store.end(), {"--rows-fd", std::to_string(rows.get())});
@@ -187,30 +197,47 @@ void Server::DescribeChildren() {
   }
   children_.push_back(std::make_unique<ChildProcess>("store", store, store_fds));
 
-  std::vector<std::string> coordinator = {
-      ProgramPath("sparsekv-coordinator"), "--model", options_.model_dir,
-      "--grpc-listen-fd", std::to_string(grpc_.fd), "--http-listen-fd", std::to_string(http_.fd),
-      "--store-socket", state_->Socket("store"), "--parent-pid", parent};
+  std::vector<std::string> coordinator = {ProgramPath("sparsekv-coordinator"),
+                                          "--model",
+                                          options_.model_dir,
+                                          "--grpc-listen-fd",
+                                          std::to_string(grpc_.fd),
+                                          "--http-listen-fd",
+                                          std::to_string(http_.fd),
+                                          "--store-socket",
+                                          state_->Socket("store"),
+                                          "--parent-pid",
+                                          parent};
   for (uint32_t i = 0; i < options_.workers; ++i) {
     const std::string socket = state_->Socket(absl::StrCat("worker-", i));
-    std::vector<std::string> worker = {
-        ProgramPath("sparsekv-gpu-worker"), "--model", options_.model_dir, "--socket", socket,
-        "--attach-socket", state_->Socket("attach"), "--pool", std::to_string(i),
-        "--device-memory", std::to_string(plan_.device_bytes),
-        "--max-batch", std::to_string(options_.max_batch),
-        "--threads", std::to_string(options_.threads), "--parent-pid", parent};
+    std::vector<std::string> worker = {ProgramPath("sparsekv-gpu-worker"),
+                                       "--model",
+                                       options_.model_dir,
+                                       "--socket",
+                                       socket,
+                                       "--attach-socket",
+                                       state_->Socket("attach"),
+                                       "--pool",
+                                       std::to_string(i),
+                                       "--device-memory",
+                                       std::to_string(plan_.device_bytes),
+                                       "--max-batch",
+                                       std::to_string(options_.max_batch),
+                                       "--threads",
+                                       std::to_string(options_.threads),
+                                       "--parent-pid",
+                                       parent};
     if (!options_.channels_file.empty()) {
       worker.insert(worker.end(), {"--channels", options_.channels_file});
     }
     coordinator.insert(coordinator.end(), {"--worker-socket", socket});
-    children_.push_back(std::make_unique<ChildProcess>(absl::StrCat("worker ", i), worker,
-                                                       std::vector<int>{}));
+    children_.push_back(
+        std::make_unique<ChildProcess>(absl::StrCat("worker ", i), worker, std::vector<int>{}));
   }
   std::vector<int> coordinator_fds = {grpc_.fd, ready_write_.get()};
   if (http_.fd >= 0) coordinator_fds.push_back(http_.fd);
   coordinator.insert(coordinator.end(), {"--ready-fd", std::to_string(ready_write_.get())});
-  children_.push_back(
-      std::make_unique<ChildProcess>("coordinator", coordinator, coordinator_fds));
+  children_.push_back(std::make_unique<ChildProcess>("coordinator", coordinator, coordinator_fds));
 }
 
 absl::Status Server::StartAll() {
@@ -222,7 +249,8 @@ absl::Status Server::StartAll() {
   return absl::OkStatus();
 }
 
-// Before the server is ready a child that ends is a failure to start, and it has said why on stderr.
+// Before the server is ready a child that ends is a failure to start, and it has said why on
+// stderr.
 absl::Status Server::WaitReady() {
   while (!stopping_) {
     pollfd polls[2] = {{ready_read_.get(), POLLIN, 0}, {signals_.get(), POLLIN, 0}};
@@ -286,11 +314,11 @@ absl::Status Server::Reap() {
       if (stopping_) continue;
       const std::string how = DescribeExit(wait_status);
       if (!ready_) {
-        result = absl::UnavailableError(absl::StrCat("the ", child->name(), " did not start (", how,
-                                                     ")"));
+        result = absl::UnavailableError(
+            absl::StrCat("the ", child->name(), " did not start (", how, ")"));
       } else if (!again) {
-        result = absl::UnavailableError(absl::StrCat("the ", child->name(), " keeps dying (", how,
-                                                     ")"));
+        result =
+            absl::UnavailableError(absl::StrCat("the ", child->name(), " keeps dying (", how, ")"));
       }
       spdlog::warn("{} pid {} ended: {}", child->name(), pid, how);
     }

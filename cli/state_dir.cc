@@ -40,8 +40,7 @@ absl::StatusOr<std::unique_ptr<StateDir>> StateDir::Open(const std::string& path
   if (lock < 0) return absl::ErrnoToStatus(errno, absl::StrCat("--state: ", dir, "/lock"));
   if (flock(lock, LOCK_EX | LOCK_NB) != 0) {
     close(lock);
-    return absl::FailedPreconditionError(
-        absl::StrCat("--state: another server runs on ", dir));
+    return absl::FailedPreconditionError(absl::StrCat("--state: another server runs on ", dir));
   }
   return std::unique_ptr<StateDir>(new StateDir(dir, path.empty(), lock));
 }

@@ -7,11 +7,13 @@
 
 namespace sparsekv {
 
-// The directory of one server: the Unix sockets between its processes and the lock that keeps a second
-// server out. Destruction removes the sockets, and the directory where it was a temporary one.
+// The directory of one server: the Unix sockets between its processes and the lock that keeps a
+// second server out. Destruction removes the sockets, and the directory where it was a temporary
+// one.
 class StateDir {
  public:
-  // `path` "" = a new temporary directory of mode 0700. FAILED_PRECONDITION when another server holds it.
+  // `path` "" = a new temporary directory of mode 0700. FAILED_PRECONDITION when another server
+  // holds it.
   static absl::StatusOr<std::unique_ptr<StateDir>> Open(const std::string& path);
   ~StateDir();
 

@@ -1,7 +1,6 @@
 // `sparsekv tokenize`: bytes to ids and back with a checkpoint's own tokenizer, in this process.
 #include <cstdio>
 #include <iostream>
-
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
@@ -37,9 +36,8 @@ absl::StatusOr<std::vector<uint32_t>> ReadIds(std::string text, uint32_t vocab_s
     }
     ids.push_back(static_cast<uint32_t>(std::stoul(digits)));
     if (ids.back() >= vocab_size) {
-      return absl::InvalidArgumentError(absl::StrCat("stdin: id ", ids.back(),
-                                                     " is not below the vocabulary size ",
-                                                     vocab_size));
+      return absl::InvalidArgumentError(
+          absl::StrCat("stdin: id ", ids.back(), " is not below the vocabulary size ", vocab_size));
     }
     i = end;
   }
@@ -58,8 +56,8 @@ absl::Status RunTokenize(const TokenizeOptions& options) {
     std::fwrite(bytes.data(), 1, bytes.size(), stdout);
     return absl::OkStatus();
   }
-  auto ids = (*tokenizer)->Encode(
-      *input, options.no_bos ? Tokenizer::Bos::kNone : Tokenizer::Bos::kRule);
+  auto ids =
+      (*tokenizer)->Encode(*input, options.no_bos ? Tokenizer::Bos::kNone : Tokenizer::Bos::kRule);
   if (!ids.ok()) return ids.status();
   std::cout << nlohmann::json{{"ids", *ids}}.dump() << "\n";
   return absl::OkStatus();

@@ -354,7 +354,8 @@ void Engine::UpdateGauges() {
     metrics_.worker_up[slot.index()]->Set(slot.up());
     blocks += store_.blocks_per_pool();
     free_blocks += slot.store_free_blocks;
-    label_bytes += static_cast<double>(slot.label_bytes);
+    // Reported while steps are made, so the last report is out of date when nothing runs.
+    if (slot.active() > 0) label_bytes += static_cast<double>(slot.label_bytes);
   }
   const auto bytes_per_block = static_cast<double>(store_.bytes_per_block());
   metrics_.host_kv_bytes_free.Set(free_blocks * bytes_per_block);

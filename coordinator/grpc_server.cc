@@ -16,6 +16,8 @@ namespace {
 
 using Acceptor = grpc::experimental::ExternalConnectionAcceptor;
 
+constexpr char kServiceName[] = "sparsekv.v1.Generation";
+
 // A client whose machine vanished is noticed by pings, and what it held is freed.
 constexpr int kKeepaliveMs = 30'000;
 constexpr int kKeepaliveTimeoutMs = 10'000;
@@ -37,7 +39,10 @@ class GrpcServerImpl final : public GrpcServer {
   }
 
   void Start() override { listener_.Start(); }
-  void SetServing(bool on) override { server_->GetHealthCheckService()->SetServingStatus(on); }
+  void SetServing(bool on) override {
+    server_->GetHealthCheckService()->SetServingStatus(on);  // the server as a whole
+    server_->GetHealthCheckService()->SetServingStatus(kServiceName, on);
+  }
   void StopAccepting() override { listener_.Stop(); }
   void Shutdown(int grace_ms) override {
     server_->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(grace_ms));

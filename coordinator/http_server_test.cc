@@ -1,6 +1,8 @@
 #include "coordinator/http_server.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <time.h>
 
 #include <memory>
 
@@ -28,12 +30,15 @@ class HttpServerTest : public ::testing::Test {
 
   int Connect() {
     const int fd = socket(AF_INET, SOCK_STREAM, 0);
+    Connect(fd);
+    return fd;
+  }
+  void Connect(int fd) {
     sockaddr_in address{};
     address.sin_family = AF_INET;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     address.sin_port = htons(listener_.port());
     EXPECT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-    return fd;
   }
   static void Send(int fd, const std::string& text) {
     EXPECT_EQ(send(fd, text.data(), text.size(), MSG_NOSIGNAL), static_cast<ssize_t>(text.size()));
@@ -110,6 +115,32 @@ TEST_F(HttpServerTest, ABoundNumberOfConnectionsIsServed) {
     reply = Exchange(std::string("GET /healthz") + kEnd);
   }
   EXPECT_EQ(FirstLine(reply), "HTTP/1.1 200 OK");
+}
+
+// With no descriptor left, connections wait in the backlog; nothing spins, and nothing is lost.
+TEST_F(HttpServerTest, OutlivesALackOfDescriptors) {
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  const int client = Connect();
+  Send(client, std::string("GET /healthz") + kEnd);
+  ASSERT_EQ(FirstLine(Receive(client)), "HTTP/1.1 200 OK");  // the server is at rest again
+  const int waiting = socket(AF_INET, SOCK_STREAM, 0);
+  rlimit none = before;
+  none.rlim_cur = 0;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+  Connect(waiting);
+  Send(waiting, std::string("GET /healthz") + kEnd);
+  timespec used_before{}, used_after{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used_before);
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used_after);
+  EXPECT_LT(used_after.tv_sec * 1000 + used_after.tv_nsec / 1000000 - used_before.tv_sec * 1000 -
+                used_before.tv_nsec / 1000000,
+            100);
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_EQ(FirstLine(Receive(waiting)), "HTTP/1.1 200 OK");
+  close(waiting);
+  close(client);
 }
 
 }  // namespace

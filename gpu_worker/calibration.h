@@ -21,7 +21,8 @@ enum class ChannelCriterion : uint8_t {
 };
 std::optional<ChannelCriterion> ParseCriterion(std::string_view name);  // "qk", "q", "k"
 
-// Accumulates the statistic over all text, per layer and KV head, after rotary embedding. One thread.
+// Accumulates the statistic over all text, per layer and KV head, after rotary embedding. One
+// thread.
 class ChannelStatistic {
  public:
   explicit ChannelStatistic(const ModelConfig& config);

@@ -20,8 +20,7 @@ absl::StatusOr<ModelFiles> ModelFiles::Load(const std::string& model_dir,
     if (!std::filesystem::exists(path)) return files;
   }
   if (path == "none") return files;
-  auto channels =
-      ChannelConfig::Load(path, files.config, files.weights->fingerprint());
+  auto channels = ChannelConfig::Load(path, files.config, files.weights->fingerprint());
   if (!channels.ok()) return channels.status();
   files.channels = *std::move(channels);
   return files;
@@ -42,8 +41,7 @@ absl::StatusOr<Device> Device::Make(const ModelFiles& files, const Options& opti
                                options.max_batch, options.prefill_unit_tokens);
   if (!plan.ok()) return plan.status();
   device.plan = *plan;
-  device.backend =
-      options.reference ? MakeReferenceBackend() : MakeCpuBackend(options.threads);
+  device.backend = options.reference ? MakeReferenceBackend() : MakeCpuBackend(options.threads);
   device.arena = std::make_unique<DeviceArena>(options.device_bytes);
   auto scratch = Scratch::Take(config, plan->max_step_tokens, plan->max_batch,
                                plan->selection_tokens, *device.arena);

@@ -16,7 +16,8 @@
 
 namespace sparsekv {
 
-// A checkpoint directory, read whole: its configuration, mapped weights and, where there is one, channel config.
+// A checkpoint directory, read whole: its configuration, mapped weights and, where there is one,
+// channel config.
 struct ModelFiles {
   ModelConfig config;
   std::unique_ptr<Weights> weights;
@@ -44,8 +45,8 @@ struct Device {
     size_t device_bytes = 0;
     uint32_t max_batch = 0;
     uint32_t prefill_unit_tokens = 0;
-    unsigned threads = 0;         // of the cpu backend, 0 = every core
-    bool reference = false;       // the reference backend (tests)
+    unsigned threads = 0;    // of the cpu backend, 0 = every core
+    bool reference = false;  // the reference backend (tests)
     RowLayout row_layout;
     std::byte* row_pool = nullptr;
   };

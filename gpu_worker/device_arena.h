@@ -12,8 +12,8 @@
 namespace sparsekv {
 
 // The device's memory for everything but weights: taken once at start, never afterwards, and never
-// more than the budget. On the cpu backend it is ordinary memory that is accounted like a device's, so
-// that what fits and what does not is the same question on both. Owned by the device thread.
+// more than the budget. On the cpu backend it is ordinary memory that is accounted like a device's,
+// so that what fits and what does not is the same question on both. Owned by the device thread.
 class DeviceArena {
  public:
   explicit DeviceArena(size_t budget_bytes) : budget_bytes_(budget_bytes) {}
@@ -21,9 +21,9 @@ class DeviceArena {
   DeviceArena(const DeviceArena&) = delete;
   DeviceArena& operator=(const DeviceArena&) = delete;
 
-  // Zeroed memory aligned to 64 bytes that lives as long as the arena. `kind` names it in the plan and
-  // in the metrics ("labels", "activations", ...). RESOURCE_EXHAUSTED names the kind, what it needs and
-  // what is left.
+  // Zeroed memory aligned to 64 bytes that lives as long as the arena. `kind` names it in the plan
+  // and in the metrics ("labels", "activations", ...). RESOURCE_EXHAUSTED names the kind, what it
+  // needs and what is left.
   absl::StatusOr<std::byte*> Take(const std::string& kind, size_t bytes);
 
   size_t budget_bytes() const { return budget_bytes_; }

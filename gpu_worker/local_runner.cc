@@ -15,12 +15,12 @@ absl::StatusOr<std::unique_ptr<LocalRunner>> LocalRunner::Make(const ModelFiles&
   runner->blocks_.resize(blocks);
   std::iota(runner->blocks_.begin(), runner->blocks_.end(), 0u);
   auto device = Device::Make(files, {.device_bytes = SIZE_MAX / 2,
-                                          .max_batch = 1,
-                                          .prefill_unit_tokens = options.chunk_tokens,
-                                          .threads = options.threads,
-                                          .reference = options.reference,
-                                          .row_layout = runner->layout_,
-                                          .row_pool = runner->rows_.get()});
+                                     .max_batch = 1,
+                                     .prefill_unit_tokens = options.chunk_tokens,
+                                     .threads = options.threads,
+                                     .reference = options.reference,
+                                     .row_layout = runner->layout_,
+                                     .row_pool = runner->rows_.get()});
   if (!device.ok()) return device.status();
   runner->device_ = *std::move(device);
   if (files.channels) {

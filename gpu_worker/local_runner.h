@@ -11,7 +11,8 @@
 namespace sparsekv {
 
 // One sequence run in this process, without a store or a coordinator: what `sparsekv logits` and
-// `sparsekv calibrate` use, and what tests compare services with. Rows lie in plain memory. One thread.
+// `sparsekv calibrate` use, and what tests compare services with. Rows lie in plain memory. One
+// thread.
 class LocalRunner {
  public:
   struct Options {

@@ -4,10 +4,9 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include <CLI/CLI.hpp>
 #include <filesystem>
 #include <thread>
-
-#include <CLI/CLI.hpp>
 
 #include "base/ids.h"
 #include "base/log.h"
@@ -46,9 +45,8 @@ absl::StatusOr<std::unique_ptr<kv_store::SegmentClient>> AttachSegment(const Opt
 
 absl::Status CheckSegment(const kv_store::SegmentClient& segment, const ModelFiles& files) {
   if (segment.fingerprint() != files.weights->fingerprint()) {
-    return absl::FailedPreconditionError("segment: made for model " +
-                                         HexId(segment.fingerprint()) + ", this one is " +
-                                         HexId(files.weights->fingerprint()));
+    return absl::FailedPreconditionError("segment: made for model " + HexId(segment.fingerprint()) +
+                                         ", this one is " + HexId(files.weights->fingerprint()));
   }
   if (segment.layout() != files.Layout(segment.layout().blocks)) {
     return absl::FailedPreconditionError("segment: its row layout is not the model's");
@@ -56,8 +54,8 @@ absl::Status CheckSegment(const kv_store::SegmentClient& segment, const ModelFil
   return absl::OkStatus();
 }
 
-v1::WorkerHello MakeHello(const Options& options, const ModelFiles& files,
-                          const Device& device, const kv_store::SegmentClient& segment) {
+v1::WorkerHello MakeHello(const Options& options, const ModelFiles& files, const Device& device,
+                          const kv_store::SegmentClient& segment) {
   v1::WorkerHello hello;
   const ModelConfig& config = files.config;
   auto* model = hello.mutable_model();
@@ -76,7 +74,8 @@ v1::WorkerHello MakeHello(const Options& options, const ModelFiles& files,
   model->set_label_channels(files.channels ? files.channels->channels : 0);
   model->set_default_budget_denominator(kDefaultBudgetDenominator);
   model->set_host_row_bytes(segment.layout().pool_bytes());
-  model->set_device_kv_bytes(size_t{device.plan.label_pages} * device.labels->layout().page_bytes());
+  model->set_device_kv_bytes(size_t{device.plan.label_pages} *
+                             device.labels->layout().page_bytes());
   model->set_token_capacity(uint64_t{segment.layout().blocks} * kBlockTokens);
   model->set_version(kVersion);
   for (uint32_t id : config.eos_ids) hello.add_eos_token_ids(id);
@@ -104,11 +103,11 @@ absl::Status RunWorker(const Options& options, const sigset_t& stop_signals) {
   if (!segment.ok()) return segment.status();
   if (absl::Status status = CheckSegment(**segment, *files); !status.ok()) return status;
   auto device = Device::Make(*files, {.device_bytes = options.device_bytes,
-                                           .max_batch = options.max_batch,
-                                           .prefill_unit_tokens = options.prefill_unit_tokens,
-                                           .threads = options.threads,
-                                           .row_layout = (*segment)->layout(),
-                                           .row_pool = (*segment)->rows()});
+                                      .max_batch = options.max_batch,
+                                      .prefill_unit_tokens = options.prefill_unit_tokens,
+                                      .threads = options.threads,
+                                      .row_layout = (*segment)->layout(),
+                                      .row_pool = (*segment)->rows()});
   if (!device.ok()) return device.status();
   LogPlan(*device);
 
@@ -148,8 +147,9 @@ int Main(int argc, char** argv) {
       ->default_val(kMaxBatch)
       ->check(CLI::Range(1u, kMaxBatch));
   app.add_option("--threads", options.threads, "0 = every core");
-  app.add_option("--channels", options.channels_file,
-                 "channel config; default MODEL/channels.json where it exists; none = no selection");
+  app.add_option(
+      "--channels", options.channels_file,
+      "channel config; default MODEL/channels.json where it exists; none = no selection");
   app.add_option("--parent-pid", parent, "exit when this process is gone");
   try {
     app.parse(argc, argv);

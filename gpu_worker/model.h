@@ -16,19 +16,20 @@ namespace sparsekv {
 
 // One sequence's share of a forward pass: a chunk of its prompt, or one token.
 struct StepItem {
-  std::span<const uint32_t> ids;            // the step's tokens of this sequence
-  uint32_t position = 0;                    // of ids[0]
-  const uint32_t* blocks = nullptr;         // row blocks for every position up to the last of ids
-  std::byte* const* label_pages = nullptr;  // pages for the same positions; null: no labels are kept
-  RowBudget budget;                         // not dense: ids.size() == 1 and label_pages given
+  std::span<const uint32_t> ids;     // the step's tokens of this sequence
+  uint32_t position = 0;             // of ids[0]
+  const uint32_t* blocks = nullptr;  // row blocks for every position up to the last of ids
+  std::byte* const* label_pages =
+      nullptr;       // pages for the same positions; null: no labels are kept
+  RowBudget budget;  // not dense: ids.size() == 1 and label_pages given
 
   // Rows that one (layer, KV head) attends for the item's tokens together.
   uint64_t rows_per_head() const;
 };
 
 // The forward pass of a Llama-architecture checkpoint over token rows in a pool of row blocks and
-// labels on the device. Belongs to the device thread; what it names outlives it. Holds no state of any
-// sequence.
+// labels on the device. Belongs to the device thread; what it names outlives it. Holds no state of
+// any sequence.
 class Model {
  public:
   struct Options {
@@ -46,8 +47,8 @@ class Model {
   // residual stream in place, items in order. REQUIRES: at most scratch.max_tokens tokens.
   void Forward(std::span<const StepItem> items);
 
-  // Logits of the tokens [first, first + tokens) of the last Forward, [tokens, vocab_size], valid until
-  // the next call. REQUIRES: tokens <= scratch.max_logit_rows.
+  // Logits of the tokens [first, first + tokens) of the last Forward, [tokens, vocab_size], valid
+  // until the next call. REQUIRES: tokens <= scratch.max_logit_rows.
   const float* Logits(uint32_t first, uint32_t tokens);
 
   // Calibration: sees every layer's q [tokens, heads, head_dim] and k [tokens, kv_heads, head_dim]

@@ -29,9 +29,20 @@ std::vector<RandomCheckpoint::Shape> Shapes() {
   return {
       {},
       {.layers = 1, .kv_heads = 1, .group = 8, .head_dim = 8, .channels = 2, .dtype = DType::kBF16},
-      {.layers = 3, .kv_heads = 3, .group = 1, .head_dim = 40, .hidden = 33, .intermediate = 71,
-       .channels = 5, .dtype = DType::kF16, .tied = true},
-      {.layers = 2, .kv_heads = 2, .group = 3, .head_dim = 128, .channels = 8,
+      {.layers = 3,
+       .kv_heads = 3,
+       .group = 1,
+       .head_dim = 40,
+       .hidden = 33,
+       .intermediate = 71,
+       .channels = 5,
+       .dtype = DType::kF16,
+       .tied = true},
+      {.layers = 2,
+       .kv_heads = 2,
+       .group = 3,
+       .head_dim = 128,
+       .channels = 8,
        .dtype = DType::kBF16},
   };
 }
@@ -86,8 +97,7 @@ class ModelTest : public testing::TestWithParam<size_t> {
 TEST_P(ModelTest, CpuAgreesWithReference) {
   const auto ids = Ids(90);
   const Logits cpu = RunLocal(files_, ids, {.budget = {.rows = 72}}, 80);
-  const Logits reference =
-      RunLocal(files_, ids, {.budget = {.rows = 72}, .reference = true}, 80);
+  const Logits reference = RunLocal(files_, ids, {.budget = {.rows = 72}, .reference = true}, 80);
   // A last bit's difference before rows are rounded to 16 bits can become one of theirs.
   const double tolerance = files_.weights->row_dtype() == DType::kF32 ? 5e-4 : 2e-2;
   for (size_t t = 0; t < ids.size(); ++t) {
@@ -146,12 +156,14 @@ TEST_P(ModelTest, SmallBudgetsSelectWhatTheySay) {
   EXPECT_EQ(seen, 10u * files_.config.layers * files_.config.kv_heads);
 }
 
-// Eight sequences in one forward pass, over scattered blocks of one pool, give what each gives alone.
+// Eight sequences in one forward pass, over scattered blocks of one pool, give what each gives
+// alone.
 TEST_P(ModelTest, BatchDoesNotMatter) {
   constexpr size_t kSequences = 8;
   const uint32_t pool_blocks = 64;
   const RowLayout layout = files_.Layout(pool_blocks);
-  std::vector<std::byte> pool(layout.pool_bytes(), std::byte{0xff});  // NaN where nothing is written
+  std::vector<std::byte> pool(layout.pool_bytes(),
+                              std::byte{0xff});  // NaN where nothing is written
   auto device = Device::Make(files_, {.device_bytes = size_t{1} << 30,
                                       .max_batch = kSequences,
                                       .prefill_unit_tokens = 1024,
@@ -226,12 +238,11 @@ INSTANTIATE_TEST_SUITE_P(Shapes, ModelTest, testing::Range(size_t{0}, Shapes().s
 TEST(MemoryPlanTest, IsWhatTheArenaHolds) {
   RandomCheckpoint checkpoint({.context = 4096}, 3);
   for (size_t budget : {size_t{2} << 20, size_t{8} << 20, size_t{64} << 20}) {
-    auto device = Device::Make(checkpoint.files(),
-                               {.device_bytes = budget,
-                                .max_batch = 16,
-                                .prefill_unit_tokens = 256,
-                                .threads = 1,
-                                .row_layout = checkpoint.files().Layout(1)});
+    auto device = Device::Make(checkpoint.files(), {.device_bytes = budget,
+                                                    .max_batch = 16,
+                                                    .prefill_unit_tokens = 256,
+                                                    .threads = 1,
+                                                    .row_layout = checkpoint.files().Layout(1)});
     if (!device.ok()) {
       EXPECT_TRUE(absl::IsResourceExhausted(device.status())) << device.status();
       continue;

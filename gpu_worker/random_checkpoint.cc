@@ -6,10 +6,9 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <numeric>
 #include <random>
-
-#include <nlohmann/json.hpp>
 
 #include "base/check.h"
 
@@ -45,7 +44,8 @@ class Writer {
     const size_t begin = data_.size();
     size_t count = 1;
     for (uint32_t n : shape) count *= n;
-    for (size_t i = 0; i < count; ++i) Append(data_, std::clamp(normal(random_), -1.9f, 1.9f), dtype_);
+    for (size_t i = 0; i < count; ++i)
+      Append(data_, std::clamp(normal(random_), -1.9f, 1.9f), dtype_);
     const char* type = dtype_ == DType::kF32 ? "F32" : dtype_ == DType::kF16 ? "F16" : "BF16";
     header_[name] = {{"dtype", type}, {"shape", shape}, {"data_offsets", {begin, data_.size()}}};
   }

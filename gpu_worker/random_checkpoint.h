@@ -7,8 +7,8 @@
 
 namespace sparsekv {
 
-// A checkpoint of random weights and random channels, written as files and loaded like any other: what
-// tests of the forward pass run on. Removed with the object.
+// A checkpoint of random weights and random channels, written as files and loaded like any other:
+// what tests of the forward pass run on. Removed with the object.
 class RandomCheckpoint {
  public:
   struct Shape {

@@ -15,16 +15,16 @@ absl::Status Validate(const v1::SequenceStart& start, const ModelConfig& config)
   if (start.prompt_ids().empty()) return absl::InvalidArgumentError("prompt_ids: is empty");
   for (uint32_t id : start.prompt_ids()) {
     if (id >= config.vocab_size) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("prompt_ids: ", id, " is not below the vocabulary size ", config.vocab_size));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "prompt_ids: ", id, " is not below the vocabulary size ", config.vocab_size));
     }
   }
   if (start.max_new_tokens() == 0) return absl::InvalidArgumentError("max_new_tokens: 0");
   const uint64_t tokens = uint64_t(start.prompt_ids_size()) + start.max_new_tokens();
   if (tokens > config.max_context) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("max_new_tokens: prompt and completion of ", tokens,
-                     " tokens exceed the context ", config.max_context));
+    return absl::InvalidArgumentError(absl::StrCat("max_new_tokens: prompt and completion of ",
+                                                   tokens, " tokens exceed the context ",
+                                                   config.max_context));
   }
   const uint64_t granted = uint64_t(start.blocks_size()) * kBlockTokens;
   if (granted < tokens || start.blocks_size() != start.generations_size()) {
@@ -56,8 +56,8 @@ absl::StatusOr<std::unique_ptr<Sequence>> Sequence::Create(const v1::SequenceSta
   const uint32_t tokens = sequence->prompt_tokens_ + start.max_new_tokens();
   const uint32_t pages = (tokens + kBlockTokens - 1) / kBlockTokens;
   if (!labels->Take(pages, sequence->label_pages_)) {
-    return absl::ResourceExhaustedError(absl::StrCat("label cache: ", pages, " pages needed, ",
-                                                     labels->free_pages(), " are free"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("label cache: ", pages, " pages needed, ", labels->free_pages(), " are free"));
   }
   return sequence;
 }
@@ -135,7 +135,8 @@ void Sequence::FillEnd(v1::FinishReason reason, v1::SequenceEnd* end) const {
   auto* sparsity = end->mutable_sparsity();
   sparsity->set_attention(start_.attention());
   sparsity->set_budget_effective(budget_.dense() ? computed_ : budget_.At(std::max(computed_, 1u)));
-  // Direct serving without hot rows: every selected row is read from host memory when its layer begins.
+  // Direct serving without hot rows: every selected row is read from host memory when its layer
+  // begins.
   sparsity->set_rows_selected(decode_rows_);
   sparsity->set_rows_fetched(decode_rows_);
   sparsity->set_misses(decode_rows_);

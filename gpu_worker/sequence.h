@@ -15,8 +15,8 @@
 
 namespace sparsekv {
 
-// One sequence on this worker, from the plan that starts it to the report of its end. Belongs to the
-// device thread.
+// One sequence on this worker, from the plan that starts it to the report of its end. Belongs to
+// the device thread.
 class Sequence {
  public:
   using Clock = std::chrono::steady_clock;

@@ -19,9 +19,9 @@ class SequenceRows {
         blocks_(std::move(blocks)),
         generations_(std::move(generations)) {}
 
-  // Before tokens [position, position + tokens) are written. Where they enter a new block, the whole
-  // table is checked against the store's and the rows' own stamps, and the new block is stamped in
-  // every layer. DATA_LOSS: a block is not this sequence's any more.
+  // Before tokens [position, position + tokens) are written. Where they enter a new block, the
+  // whole table is checked against the store's and the rows' own stamps, and the new block is
+  // stamped in every layer. DATA_LOSS: a block is not this sequence's any more.
   absl::Status Prepare(uint32_t position, uint32_t tokens);
 
   // After those tokens' rows are complete in every layer: raises the rows_valid watermarks.

@@ -33,8 +33,8 @@ absl::Status StepLoop::Run() {
   return absl::OkStatus();
 }
 
-// The segment outlives the store, so sequences go on while a new store starts; only another segment is
-// the end.
+// The segment outlives the store, so sequences go on while a new store starts; only another segment
+// is the end.
 absl::Status StepLoop::WatchStore() {
   if (options_.segment->store_alive()) return absl::OkStatus();
   absl::Status status = options_.segment->Reattach();
@@ -136,8 +136,8 @@ void StepLoop::Step() {
   Flush();
 }
 
-// At most prefill_unit_tokens tokens of prompts, in the plan's order. A chunk ends at the prompt's end
-// or at an absolute multiple of kPrefillAlign.
+// At most prefill_unit_tokens tokens of prompts, in the plan's order. A chunk ends at the prompt's
+// end or at an absolute multiple of kPrefillAlign.
 void StepLoop::PrefillUnit() {
   std::vector<std::pair<Sequence*, uint32_t>> batch;
   uint32_t room = std::min(prefill_unit_tokens_, options_.device->plan.max_step_tokens);

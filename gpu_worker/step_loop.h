@@ -30,17 +30,17 @@ struct StopRequested {};
 using WorkerCommand = std::variant<SessionOpened, SessionClosed, PlanArrived, StopRequested>;
 using WorkerInbox = BoundedQueue<WorkerCommand>;
 
-// Where reports go. Called by the device thread; must not block. Reports of a session that is gone are
-// dropped.
+// Where reports go. Called by the device thread; must not block. Reports of a session that is gone
+// are dropped.
 class ReportSink {
  public:
   virtual ~ReportSink() = default;
   virtual void Send(uint64_t session, v1::Report report) = 0;
 };
 
-// The worker's loop: takes plans between steps, runs one prefill unit and one decode step over every
-// sequence of the plan, reports tokens as they come. Everything here belongs to the device thread,
-// which calls Run. Policy lies in the plan; this executes it.
+// The worker's loop: takes plans between steps, runs one prefill unit and one decode step over
+// every sequence of the plan, reports tokens as they come. Everything here belongs to the device
+// thread, which calls Run. Policy lies in the plan; this executes it.
 class StepLoop {
  public:
   struct Options {
@@ -71,8 +71,8 @@ class StepLoop {
   void Step();
   void PrefillUnit();
   void DecodeStep();
-  // Runs `batch` (each sequence with its number of tokens) and advances it; sequences whose rows were
-  // lost end and leave the batch first.
+  // Runs `batch` (each sequence with its number of tokens) and advances it; sequences whose rows
+  // were lost end and leave the batch first.
   void Forward(std::vector<std::pair<Sequence*, uint32_t>>& batch);
   void SampleNext(Sequence& sequence, const float* logits);
   void End(uint64_t id, v1::FinishReason reason, const absl::Status& error = absl::OkStatus());

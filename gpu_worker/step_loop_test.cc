@@ -1,5 +1,5 @@
-// The worker's loop with a local segment and a sink that collects: every sequence that was started ends
-// exactly once, whatever the plans do.
+// The worker's loop with a local segment and a sink that collects: every sequence that was started
+// ends exactly once, whatever the plans do.
 #include "gpu_worker/step_loop.h"
 
 #include <gtest/gtest.h>
@@ -184,8 +184,8 @@ TEST_F(StepLoopTest, WhoLeavesThePlanIsDropped) {
   Plan({}, {2});
   const auto ends = WaitForEnds(2);
   for (const auto& end : ends) {
-    EXPECT_EQ(end.reason(), end.sequence_id() == 1 ? v1::FINISH_REASON_CANCELLED
-                                                   : v1::FINISH_REASON_LENGTH);
+    EXPECT_EQ(end.reason(),
+              end.sequence_id() == 1 ? v1::FINISH_REASON_CANCELLED : v1::FINISH_REASON_LENGTH);
   }
 }
 

@@ -1,12 +1,11 @@
 #include "gpu_worker/worker_service.h"
 
+#include <grpcpp/grpcpp.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <deque>
 #include <mutex>
-
-#include <grpcpp/grpcpp.h>
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
@@ -61,9 +60,9 @@ class WorkerServiceImpl : public WorkerService, public v1::Worker::CallbackServi
  private:
   WorkerInbox* const inbox_;
   std::unique_ptr<grpc::Server> server_;
-  std::mutex mutex_;  // taken before a stream's own
-  uint64_t sessions_ = 0;        // guarded by mutex_
-  uint64_t session_ = 0;         // guarded by mutex_: of current_
+  std::mutex mutex_;              // taken before a stream's own
+  uint64_t sessions_ = 0;         // guarded by mutex_
+  uint64_t session_ = 0;          // guarded by mutex_: of current_
   RunStream* current_ = nullptr;  // guarded by mutex_
 };
 

@@ -1,7 +1,8 @@
-// Bad input of every kind, from outside: one line or status that names the field or file and the value,
-// and nothing changed.
+// Bad input of every kind, from outside: one line or status that names the field or file and the
+// value, and nothing changed.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -53,8 +54,8 @@ ServerProcess* BadRequestTest::server_ = nullptr;
 
 TEST_F(BadRequestTest, Prompts) {
   Expect({}, kInvalidArgument, {"prompt"});
-  Expect(TextRequest("", 5), kInvalidArgument, {"text"});
-  Expect(testing::IdsRequest({}, 5), kInvalidArgument, {"token_ids"});
+  Expect(TextRequest("", 5), kInvalidArgument, {"prompt", "empty"});
+  Expect(testing::IdsRequest({}, 5), kInvalidArgument, {"prompt", "empty"});
   Expect(testing::IdsRequest({1, 2, 4096}, 5), kInvalidArgument, {"token_ids", "4096"});
   Expect(TextRequest("In the beginning", 9000), kInvalidArgument,
          {"max_new_tokens", "9000", "8192"});
@@ -81,8 +82,8 @@ TEST_F(BadRequestTest, Numbers) {
   Expect(with([&](Request& r) { r.set_top_p(nan); }), kInvalidArgument, {"top_p"});
   Expect(with([](Request& r) { r.set_logprobs(21); }), kInvalidArgument, {"logprobs", "21"});
   Expect(with([](Request& r) { r.add_stop(""); }), kInvalidArgument, {"stop"});
-  Expect(with([](Request& r) { r.set_attention(static_cast<v1::Attention>(7)); }),
-         kInvalidArgument, {"attention", "7"});
+  Expect(with([](Request& r) { r.set_attention(static_cast<v1::Attention>(7)); }), kInvalidArgument,
+         {"attention", "7"});
   Expect(with([](Request& r) { r.set_request_id(std::string(500, 'x')); }), kInvalidArgument,
          {"request_id"});
 }
@@ -144,7 +145,9 @@ void ExpectRefused(std::vector<std::string> arguments, const std::vector<std::st
     EXPECT_NE(result.err.find(word), std::string::npos)
         << "\"" << word << "\" is not in: " << result.err;
   }
-  if (code == 1) EXPECT_EQ(std::ranges::count(result.err, '\n'), 1) << result.err;
+  if (code == 1) {
+    EXPECT_EQ(std::ranges::count(result.err, '\n'), 1) << result.err;
+  }
 }
 
 TEST(BadCheckpointTest, Files) {
@@ -228,8 +231,7 @@ TEST(BadOptionsTest, ConfigFile) {
 
 TEST(BadOptionsTest, PortAndStateInUse) {
   ScratchDir state;
-  ServerProcess server(
-      {"--model", kDemo, "--host-memory", "16M", "--state", state.path()});
+  ServerProcess server({"--model", kDemo, "--host-memory", "16M", "--state", state.path()});
   ASSERT_TRUE(server.ready());
   CommandResult second = RunBinary("sparsekv", {"serve", "--model", kDemo, "--host-memory", "16M",
                                                 "--grpc", server.grpc(), "--http", "off"});

@@ -1,9 +1,8 @@
-// The proof that the right row was found: a pointer chase through a checkpoint whose every answer needs
-// one certain row, served by real processes. `sparsekv recall` makes checkpoint and chase.
+// The proof that the right row was found: a pointer chase through a checkpoint whose every answer
+// needs one certain row, served by real processes. `sparsekv recall` makes checkpoint and chase.
 #include <gtest/gtest.h>
 
 #include <fstream>
-
 #include <nlohmann/json.hpp>
 
 #include "tests/client.h"
@@ -41,8 +40,7 @@ size_t Right(const Reply& reply, const Chase& chase) {
 
 v1::GenerateRequest Ask(const Chase& chase, v1::Attention attention, uint32_t rows,
                         uint32_t denominator) {
-  auto request =
-      testing::IdsRequest(chase.prompt, static_cast<uint32_t>(chase.expected.size()));
+  auto request = testing::IdsRequest(chase.prompt, static_cast<uint32_t>(chase.expected.size()));
   request.set_attention(attention);
   if (rows) request.mutable_budget()->set_rows(rows);
   if (denominator) request.mutable_budget()->set_fraction_denominator(denominator);

@@ -1,10 +1,10 @@
 #include "tests/client.h"
 
-#include <chrono>
-#include <cmath>
-
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
+
+#include <chrono>
+#include <cmath>
 
 #include "sparsekv/v1/generation.grpc.pb.h"
 
@@ -40,6 +40,8 @@ Reply Client::Generate(const v1::GenerateRequest& request, const Call& call) {
   while (reader->Read(&response)) {
     if (reply.first.request_id().empty()) reply.first = response;
     reply.ids.insert(reply.ids.end(), response.token_ids().begin(), response.token_ids().end());
+    reply.logprobs.insert(reply.logprobs.end(), response.logprobs().begin(),
+                          response.logprobs().end());
     reply.text += response.text();
     reply.last = response;
     if (reply.ids.size() >= call.cancel_after_tokens) context.TryCancel();
@@ -66,8 +68,8 @@ std::vector<uint32_t> Client::Tokenize(const std::string& text) {
   return {response.ids().begin(), response.ids().end()};
 }
 
-// HealthCheckRequest {} is the empty message, and HealthCheckResponse {status: SERVING} the bytes 08 01:
-// no generated stub is needed.
+// HealthCheckRequest {} is the empty message, and HealthCheckResponse {status: SERVING} the bytes
+// 08 01: no generated stub is needed.
 bool Client::Healthy() {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));

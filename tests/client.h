@@ -16,6 +16,7 @@ struct Reply {
   std::string message;
   std::string text;
   std::vector<uint32_t> ids;
+  std::vector<v1::TokenLogprobs> logprobs;
   v1::GenerateResponse first, last;
 };
 

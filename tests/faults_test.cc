@@ -23,8 +23,7 @@ using testing::ServerProcess;
 const std::string kDemo = std::string(SPARSEKV_SOURCE_DIR) + "/deploy/demo";
 
 std::vector<std::string> Arguments(const std::string& state) {
-  return {"--model", kDemo,     "--host-memory", "128M", "--device-memory", "256M",
-          "--state", state};
+  return {"--model", kDemo, "--host-memory", "128M", "--device-memory", "256M", "--state", state};
 }
 
 size_t Descriptors(pid_t pid) {
@@ -129,9 +128,8 @@ TEST(FaultsTest, AWorkerThatDiesUnderAJobEndsItWithAStatus) {
   kill(Child(server, "sparsekv-gpu-worker"), SIGKILL);
   thread.join();
   EXPECT_EQ(reply.code, 14) << reply.message;  // UNAVAILABLE
-  EXPECT_TRUE(Eventually([&] {
-    return server.Metric("sparsekv_host_kv_bytes{state=\"used\"}") == 0;
-  }));
+  EXPECT_TRUE(
+      Eventually([&] { return server.Metric("sparsekv_host_kv_bytes{state=\"used\"}") == 0; }));
   EXPECT_EQ(client.Generate(testing::TextRequest("In the", 4)).code, 0);
   EXPECT_EQ(server.Stop(), 0);
 }
@@ -152,9 +150,8 @@ TEST(FaultsTest, AJobOutlivesTheStore) {
   thread.join();
   EXPECT_EQ(reply.code, 0) << reply.message;
   EXPECT_EQ(reply.ids, undisturbed.ids);
-  EXPECT_TRUE(Eventually([&] {
-    return server.Metric("sparsekv_host_kv_bytes{state=\"used\"}") == 0;
-  }));
+  EXPECT_TRUE(
+      Eventually([&] { return server.Metric("sparsekv_host_kv_bytes{state=\"used\"}") == 0; }));
   EXPECT_EQ(server.Stop(), 0);
 }
 

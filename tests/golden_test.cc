@@ -1,11 +1,11 @@
-// Small random checkpoints and their logits, both written by `transformers` (golden/make_llama_goldens.py):
-// prefill in chunks and token by token, both backends, float32 and bfloat16 weights.
+// Small random checkpoints and their logits, both written by `transformers`
+// (golden/make_llama_goldens.py): prefill in chunks and token by token, both backends, float32 and
+// bfloat16 weights.
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <cstring>
 #include <fstream>
-
 #include <nlohmann/json.hpp>
 
 #include "gpu_worker/local_runner.h"
@@ -43,11 +43,11 @@ TEST_P(GoldenTest, LogitsAgree) {
   const uint32_t vocab = files->config.vocab_size;
   ASSERT_EQ(golden.logits.size(), golden.positions.size() * vocab);
   const uint32_t tokens = static_cast<uint32_t>(golden.ids.size());
-  // The goldens of bfloat16 checkpoints are float32 arithmetic on the same weights; ours also rounds
-  // token rows to bfloat16, as the checkpoint's type asks.
+  // The goldens of bfloat16 checkpoints are float32 arithmetic on the same weights; ours also
+  // rounds token rows to bfloat16, as the checkpoint's type asks.
   const double tolerance = files->weights->row_dtype() == DType::kF32 ? 5e-4 : 5e-2;
-  for (auto [chunk, reference] : {std::pair{tokens, false}, {37u, false}, {1u, false},
-                                  {tokens, true}}) {
+  for (auto [chunk, reference] :
+       {std::pair{tokens, false}, {37u, false}, {1u, false}, {tokens, true}}) {
     auto runner = LocalRunner::Make(
         *files, {.max_tokens = tokens, .chunk_tokens = chunk, .reference = reference});
     ASSERT_TRUE(runner.ok()) << runner.status();
@@ -73,8 +73,8 @@ TEST_P(GoldenTest, LogitsAgree) {
 INSTANTIATE_TEST_SUITE_P(Llama, GoldenTest,
                          testing::Values("llama2-f32", "llama2-bf16", "llama3-f32", "llama3-bf16",
                                          "llama31-f32", "llama31-bf16"),
-                         [](const auto& info) {
-                           std::string name = info.param;
+                         [](const auto& test) {
+                           std::string name = test.param;
                            name[name.find('-')] = '_';
                            return name;
                          });

@@ -1,5 +1,5 @@
-// The server as its users see it: processes started by `sparsekv serve`, a gRPC client, curl's kind of
-// HTTP. Runs on deploy/demo.
+// The server as its users see it: processes started by `sparsekv serve`, a gRPC client, curl's kind
+// of HTTP. Runs on deploy/demo.
 #include <gtest/gtest.h>
 
 #include <fstream>
@@ -76,9 +76,14 @@ TEST_F(ServiceTest, FullBudgetGivesDenseTokens) {
 }
 
 TEST_F(ServiceTest, ABatchGivesWhatEachGivesAlone) {
-  const std::vector<std::string> prompts = {"In the beginning", "And it came to pass", "Blessed",
-                                            "The book of the generation", "Now the", "Hear, O",
-                                            "Praise ye the LORD.", "Then said he"};
+  const std::vector<std::string> prompts = {"In the beginning",
+                                            "And it came to pass",
+                                            "Blessed",
+                                            "The book of the generation",
+                                            "Now the",
+                                            "Hear, O",
+                                            "Praise ye the LORD.",
+                                            "Then said he"};
   std::vector<v1::GenerateRequest> requests;
   for (size_t i = 0; i < prompts.size(); ++i) {
     requests.push_back(TextRequest(prompts[i], 60));
@@ -131,12 +136,15 @@ TEST_F(ServiceTest, LogprobsComeWithTheirTokens) {
   request.set_logprobs(3);
   const Reply reply = client_.Generate(request);
   ASSERT_EQ(reply.code, 0) << reply.message;
-  ASSERT_GE(reply.last.logprobs_size() + reply.first.logprobs_size(), 1);
-  const auto& logprobs = reply.first.logprobs_size() ? reply.first.logprobs(0)
-                                                     : reply.last.logprobs(0);
-  EXPECT_EQ(logprobs.top_size(), 3);
-  EXPECT_EQ(logprobs.top(0).token_id(), logprobs.chosen().token_id());  // greedy
-  EXPECT_LE(logprobs.chosen().logprob(), 0);
+  ASSERT_EQ(reply.logprobs.size(), reply.ids.size());
+  for (size_t i = 0; i < reply.ids.size(); ++i) {
+    const auto& logprobs = reply.logprobs[i];
+    EXPECT_EQ(logprobs.chosen().token_id(), reply.ids[i]);
+    ASSERT_EQ(logprobs.top_size(), 3);
+    EXPECT_EQ(logprobs.top(0).token_id(), reply.ids[i]);  // greedy
+    EXPECT_LE(logprobs.chosen().logprob(), 0);
+    EXPECT_GE(logprobs.top(0).logprob(), logprobs.top(1).logprob());
+  }
 }
 
 TEST_F(ServiceTest, SaysWhatItServes) {

@@ -68,7 +68,8 @@ TEST_F(StoriesTest, GreedyContinuationAndLastLogits) {
   for (size_t i = 0; i < 512; ++i) EXPECT_NEAR(logits[i], golden_logits[i], 1e-3) << i;
 }
 
-// Mean negative log-likelihood over separate windows of 512 ids; each id but a window's first counts.
+// Mean negative log-likelihood over separate windows of 512 ids; each id but a window's first
+// counts.
 double MeanNll(LocalRunner& runner, const std::vector<uint32_t>& ids, size_t* scored) {
   double sum = 0;
   *scored = 0;

@@ -1,5 +1,5 @@
-// The rules of the house as a test: which folder may include which, how long files, functions and lines
-// may be, and that every test and source file is built.
+// The rules of the house as a test: which folder may include which, how long files, functions and
+// lines may be, and that every test and source file is built.
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -24,7 +24,7 @@ struct SourceFile {
 };
 
 std::vector<SourceFile> AllSources() {
-  const std::set<std::string> folders = {"base",       "kernels", "kv_store", "gpu_worker",
+  const std::set<std::string> folders = {"base",        "kernels", "kv_store", "gpu_worker",
                                          "coordinator", "cli",     "tests",    "proto"};
   const std::set<std::string> endings = {".cc", ".h", ".cu", ".cuh", ".proto"};
   std::vector<SourceFile> files;
@@ -62,7 +62,7 @@ std::string Forbidden(const std::string& from, const std::string& target) {
 
 TEST(Structure, IncludesGoOneWay) {
   const std::regex include("^\\s*#include \"([^\"]+)\"");
-  const std::set<std::string> ours = {"base",       "kernels", "kv_store", "gpu_worker",
+  const std::set<std::string> ours = {"base",        "kernels", "kv_store", "gpu_worker",
                                       "coordinator", "cli",     "tests",    "sparsekv"};
   for (const SourceFile& file : AllSources()) {
     if (TopFolder(file.path) == "proto") continue;
@@ -92,8 +92,9 @@ TEST(Structure, FilesAndLinesAreShort) {
   }
 }
 
-// A function begins where a line without indentation holds a "(" and a block opens before the next ";",
-// and ends with the first "}" without indentation. Kernels may be longer: their stages are titled.
+// A function begins where a line without indentation holds a "(" and a block opens before the next
+// ";", and ends with the first "}" without indentation. Kernels may be longer: their stages are
+// titled.
 TEST(Structure, FunctionsAreShort) {
   for (const SourceFile& file : AllSources()) {
     if (TopFolder(file.path) == "proto") continue;
@@ -104,7 +105,9 @@ TEST(Structure, FunctionsAreShort) {
       const std::string& line = file.lines[i];
       if (line.empty() || line[0] == '#' || line[0] == '/' || line[0] == ' ') continue;
       if (line[0] == '}') {
-        if (open) EXPECT_LE(i - begin, most) << file.path << ":" << begin + 1;
+        if (open) {
+          EXPECT_LE(i - begin, most) << file.path << ":" << begin + 1;
+        }
         open = false;
       } else if (line.find('(') != std::string::npos && !line.starts_with("class ") &&
                  !line.starts_with("struct ") && !line.starts_with("namespace")) {
@@ -120,23 +123,35 @@ TEST(Structure, HeadersHaveOneGuardAndNothingIsLeftUndone) {
     std::ostringstream text;
     for (const std::string& line : file.lines) text << line << "\n";
     const bool header = file.path.ends_with(".h") && !file.path.ends_with("-inl.h");
-    if (header) EXPECT_NE(text.str().find("#pragma once"), std::string::npos) << file.path;
-    for (const char* word : {"TO" "DO", "FIX" "ME", "DISABLED" "_"}) {
+    if (header) {
+      EXPECT_NE(text.str().find("#pragma once"), std::string::npos) << file.path;
+    }
+    for (const char* word : {"TO"
+                             "DO",
+                             "FIX"
+                             "ME",
+                             "DISABLED"
+                             "_"}) {
       EXPECT_EQ(text.str().find(word), std::string::npos) << file.path << ": " << word;
     }
   }
 }
 
 TEST(Structure, EverySourceIsBuilt) {
+  std::vector<std::string> lists;
+  for (const auto& entry : fs::recursive_directory_iterator(kRoot)) {
+    if (entry.path().filename() != "CMakeLists.txt") continue;
+    std::ifstream file(entry.path());
+    std::ostringstream text;
+    text << file.rdbuf();
+    lists.push_back(text.str());
+  }
   for (const SourceFile& file : AllSources()) {
     if (!file.path.ends_with(".cc")) continue;
     const fs::path path = kRoot / file.path;
     bool found = false;
-    for (fs::path dir = path.parent_path(); !found && dir != kRoot; dir = dir.parent_path()) {
-      std::ifstream lists(dir / "CMakeLists.txt");
-      std::ostringstream text;
-      text << lists.rdbuf();
-      found = text.str().find(path.filename().string()) != std::string::npos;
+    for (const std::string& list : lists) {
+      found = found || list.find(path.filename().string()) != std::string::npos;
     }
     EXPECT_TRUE(found) << file.path << " is in no CMakeLists.txt";
   }
