@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <concepts>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -82,6 +83,25 @@ std::string ProgramPath(const char* name) {
   return std::filesystem::read_symlink("/proc/self/exe").parent_path() / name;
 }
 
+// The argv of a child.
+class Arguments {
+ public:
+  explicit Arguments(const char* program) : list_{ProgramPath(program)} {
+    Add("--parent-pid", getpid());
+  }
+  Arguments& Add(const char* option, const std::string& value) {
+    list_.insert(list_.end(), {option, value});
+    return *this;
+  }
+  Arguments& Add(const char* option, std::integral auto value) {
+    return Add(option, std::to_string(value));
+  }
+  const std::vector<std::string>& list() const { return list_; }
+
+ private:
+  std::vector<std::string> list_;
+};
+
 class Server {
  public:
   explicit Server(const ServeOptions& options) : options_(options) {}
@@ -92,6 +112,12 @@ class Server {
   absl::Status Prepare();
   absl::Status MakeSegment();
   void DescribeChildren();
+  std::unique_ptr<ChildProcess> DescribeStore() const;
+  std::unique_ptr<ChildProcess> DescribeWorker(uint32_t index) const;
+  std::unique_ptr<ChildProcess> DescribeCoordinator() const;
+  std::string WorkerSocket(uint32_t index) const {
+    return state_->Socket(absl::StrCat("worker-", index));
+  }
   absl::Status StartAll();
   absl::Status WaitReady();
   absl::Status Supervise();
@@ -168,76 +194,56 @@ absl::Status Server::MakeSegment() {
 }
 
 void Server::DescribeChildren() {
-  const std::string parent = std::to_string(getpid());
-  std::vector<std::string> store = {ProgramPath("sparsekv-kv-store"),
-                                    "--grpc-socket",
-                                    state_->Socket("store"),
-                                    "--attach-socket",
-                                    state_->Socket("attach"),
-                                    "--meta-fd",
-                                    std::to_string(meta_.get()),
-                                    "--layers",
-                                    std::to_string(plan_.layout.layers),
-                                    "--kv-heads",
-                                    std::to_string(plan_.layout.kv_heads),
-                                    "--head-dim",
-                                    std::to_string(plan_.layout.head_dim),
-                                    "--row-dtype",
-                                    std::string(Name(plan_.layout.dtype)),
-                                    "--blocks",
-                                    std::to_string(plan_.layout.blocks),
-                                    "--fingerprint",
-                                    HexId(plan_.fingerprint),
-                                    "--parent-pid",
-                                    parent};
-  std::vector<int> store_fds = {meta_.get()};
-  for (const UniqueFd& rows : rows_) {
-    store.insert(store.end(), {"--rows-fd", std::to_string(rows.get())});
-    store_fds.push_back(rows.get());
-  }
-  children_.push_back(std::make_unique<ChildProcess>("store", store, store_fds));
+  children_.push_back(DescribeStore());
+  for (uint32_t i = 0; i < options_.workers; ++i) children_.push_back(DescribeWorker(i));
+  children_.push_back(DescribeCoordinator());
+}
 
-  std::vector<std::string> coordinator = {ProgramPath("sparsekv-coordinator"),
-                                          "--model",
-                                          options_.model_dir,
-                                          "--grpc-listen-fd",
-                                          std::to_string(grpc_.fd),
-                                          "--http-listen-fd",
-                                          std::to_string(http_.fd),
-                                          "--store-socket",
-                                          state_->Socket("store"),
-                                          "--parent-pid",
-                                          parent};
-  for (uint32_t i = 0; i < options_.workers; ++i) {
-    const std::string socket = state_->Socket(absl::StrCat("worker-", i));
-    std::vector<std::string> worker = {ProgramPath("sparsekv-gpu-worker"),
-                                       "--model",
-                                       options_.model_dir,
-                                       "--socket",
-                                       socket,
-                                       "--attach-socket",
-                                       state_->Socket("attach"),
-                                       "--pool",
-                                       std::to_string(i),
-                                       "--device-memory",
-                                       std::to_string(plan_.device_bytes),
-                                       "--max-batch",
-                                       std::to_string(options_.max_batch),
-                                       "--threads",
-                                       std::to_string(options_.threads),
-                                       "--parent-pid",
-                                       parent};
-    if (!options_.channels_file.empty()) {
-      worker.insert(worker.end(), {"--channels", options_.channels_file});
-    }
-    coordinator.insert(coordinator.end(), {"--worker-socket", socket});
-    children_.push_back(
-        std::make_unique<ChildProcess>(absl::StrCat("worker ", i), worker, std::vector<int>{}));
+std::unique_ptr<ChildProcess> Server::DescribeStore() const {
+  Arguments arguments("sparsekv-kv-store");
+  arguments.Add("--grpc-socket", state_->Socket("store"))
+      .Add("--attach-socket", state_->Socket("attach"))
+      .Add("--layers", plan_.layout.layers)
+      .Add("--kv-heads", plan_.layout.kv_heads)
+      .Add("--head-dim", plan_.layout.head_dim)
+      .Add("--row-dtype", std::string(Name(plan_.layout.dtype)))
+      .Add("--blocks", plan_.layout.blocks)
+      .Add("--fingerprint", HexId(plan_.fingerprint))
+      .Add("--meta-fd", meta_.get());
+  std::vector<int> fds = {meta_.get()};
+  for (const UniqueFd& rows : rows_) {
+    arguments.Add("--rows-fd", rows.get());
+    fds.push_back(rows.get());
   }
-  std::vector<int> coordinator_fds = {grpc_.fd, ready_write_.get()};
-  if (http_.fd >= 0) coordinator_fds.push_back(http_.fd);
-  coordinator.insert(coordinator.end(), {"--ready-fd", std::to_string(ready_write_.get())});
-  children_.push_back(std::make_unique<ChildProcess>("coordinator", coordinator, coordinator_fds));
+  return std::make_unique<ChildProcess>("store", arguments.list(), fds);
+}
+
+std::unique_ptr<ChildProcess> Server::DescribeWorker(uint32_t index) const {
+  Arguments arguments("sparsekv-gpu-worker");
+  arguments.Add("--model", options_.model_dir)
+      .Add("--socket", WorkerSocket(index))
+      .Add("--attach-socket", state_->Socket("attach"))
+      .Add("--pool", index)
+      .Add("--device-memory", plan_.device_bytes)
+      .Add("--max-batch", options_.max_batch)
+      .Add("--threads", options_.threads);
+  if (!options_.channels_file.empty()) arguments.Add("--channels", options_.channels_file);
+  return std::make_unique<ChildProcess>(absl::StrCat("worker ", index), arguments.list(),
+                                        std::vector<int>{});
+}
+
+// The ready pipe comes last: only the first coordinator gets it (StartAll).
+std::unique_ptr<ChildProcess> Server::DescribeCoordinator() const {
+  Arguments arguments("sparsekv-coordinator");
+  arguments.Add("--model", options_.model_dir)
+      .Add("--grpc-listen-fd", grpc_.fd)
+      .Add("--http-listen-fd", http_.fd)
+      .Add("--store-socket", state_->Socket("store"));
+  for (uint32_t i = 0; i < options_.workers; ++i) arguments.Add("--worker-socket", WorkerSocket(i));
+  arguments.Add("--ready-fd", ready_write_.get());
+  std::vector<int> fds = {grpc_.fd, ready_write_.get()};
+  if (http_.fd >= 0) fds.push_back(http_.fd);
+  return std::make_unique<ChildProcess>("coordinator", arguments.list(), fds);
 }
 
 absl::Status Server::StartAll() {

@@ -215,10 +215,7 @@ TEST_P(ModelTest, BatchDoesNotMatter) {
     }
     for (State& s : states) s.position += tokens_of(s);
   };
-  // All prompts in one pass (their sum fits), then six decode steps together.
-  uint32_t sum = 0;
-  for (State& s : states) sum += s.prompt;
-  ASSERT_LE(sum, 1300u);
+  // The prompts in two passes, then six decode steps together.
   for (int half = 0; half < 2; ++half) {
     step([&](State& s) { return half == 0 ? s.prompt / 2 : s.prompt - s.position; });
   }

@@ -108,6 +108,9 @@ class StoreProcess : public testing::Test {
     kill(pid_, signal_number);
     return Wait();
   }
+  static void ExpectCleanExit(const Ended& ended) {
+    EXPECT_EQ(ended.exit_code(), 0) << ended.error_text;
+  }
   Ended Run(const std::vector<std::string>& args) {
     Start(args);
     return Wait();
@@ -216,7 +219,7 @@ TEST_F(StoreProcess, AllocationsSurviveKillAndRestart) {
   EXPECT_EQ(released.released_blocks(), 3u);
   EXPECT_EQ(released.free_blocks(), 8u);
   EXPECT_TRUE(absl::IsDataLoss(worker->CheckBlock(grant.blocks(0), 77, grant.generations(0), 0)));
-  EXPECT_EQ(Kill(SIGTERM).exit_code(), 0);
+  ExpectCleanExit(Kill(SIGTERM));
 }
 
 TEST_F(StoreProcess, KillAtAnyMomentLeavesWholeGrantsOnly) {
@@ -246,7 +249,7 @@ TEST_F(StoreProcess, KillAtAnyMomentLeavesWholeGrantsOnly) {
     const uint32_t free_blocks = Describe().free_blocks(0);
     EXPECT_TRUE(free_blocks == 8 || free_blocks == 3) << free_blocks;
     EXPECT_EQ(Reconcile(0, {}).second.free_blocks(), 8u);
-    EXPECT_EQ(Kill(SIGTERM).exit_code(), 0);
+    ExpectCleanExit(Kill(SIGTERM));
   }
 }
 
@@ -298,7 +301,7 @@ TEST_F(StoreProcess, SigtermAnswersTheCallsOfManyThreads) {
     });
   }
   while (granted < 100) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  EXPECT_EQ(Kill(SIGTERM).exit_code(), 0);
+  ExpectCleanExit(Kill(SIGTERM));
   for (std::thread& caller : callers) caller.join();
 }
 
@@ -308,7 +311,7 @@ TEST_F(StoreProcess, SigtermIsACleanQuickExit) {
   const auto start = std::chrono::steady_clock::now();
   EXPECT_EQ(kill(pid_, SIGINT), 0);  // from the terminal: not for the store
   Describe();
-  EXPECT_EQ(Kill(SIGTERM).exit_code(), 0);
+  ExpectCleanExit(Kill(SIGTERM));
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10));
   EXPECT_FALSE(std::filesystem::exists(folder_ + "/attach"));
   EXPECT_FALSE(std::filesystem::exists(folder_ + "/grpc"));
@@ -384,7 +387,7 @@ TEST_F(StoreProcess, DiesWithItsParent) {
     Describe();
   });
   parent.join();
-  EXPECT_EQ(Wait().exit_code(), 0);
+  ExpectCleanExit(Wait());
 }
 
 }  // namespace

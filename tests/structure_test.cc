@@ -109,8 +109,9 @@ TEST(Structure, FunctionsAreShort) {
           EXPECT_LE(i - begin, most) << file.path << ":" << begin + 1;
         }
         open = false;
-      } else if (line.find('(') != std::string::npos && !line.starts_with("class ") &&
-                 !line.starts_with("struct ") && !line.starts_with("namespace")) {
+      } else if (line.find('(') != std::string::npos && line.back() != '}' &&
+                 !line.starts_with("class ") && !line.starts_with("struct ") &&
+                 !line.starts_with("namespace")) {
         begin = i;
         open = true;
       }

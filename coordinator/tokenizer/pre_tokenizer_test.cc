@@ -93,7 +93,8 @@ TEST(PreTokenizer, TheFirstErrorOfTheSinkEndsTheRun) {
 }
 
 TEST(PreTokenizer, ARegexThatBacktracksWithoutEndGivesUp) {
-  const PreTokenizer pre_tokenizer({SplitStep{Compiled("(?:a|aa)+[bc]"), SplitBehavior::kIsolated}});
+  const SplitStep step{Compiled("(?:a|aa)+[bc]"), SplitBehavior::kIsolated};
+  const PreTokenizer pre_tokenizer({step});
   const absl::Status status = pre_tokenizer.Run(std::string(200, 'a'), true,
                                                 [](std::string_view) { return absl::OkStatus(); });
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
