@@ -7,7 +7,8 @@ namespace sparsekv {
 
 inline constexpr uint32_t kBlockTokens = 64;    // tokens in a row block and in a label page
 inline constexpr uint32_t kPrefillAlign = 256;  // prefill chunks end at multiples of this position
-inline constexpr uint32_t kSinkTokens = 4;      // always-set: first tokens
+inline constexpr uint32_t kPrefillUnitTokens = 2 * kPrefillAlign;  // most of one forward pass
+inline constexpr uint32_t kSinkTokens = 4;                         // always-set: first tokens
 inline constexpr uint32_t kRecentTokens =
     64;  // always-set: last tokens, the current one beside them
 inline constexpr uint32_t kDefaultBudgetDenominator = 16;  // budget when a request names none: 1/16

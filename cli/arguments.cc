@@ -31,6 +31,15 @@ absl::StatusOr<std::vector<uint32_t>> ParseTokenIds(const std::string& text) {
   return ids;
 }
 
+absl::StatusOr<std::vector<uint32_t>> ReadTokenIds(const std::string& path) {
+  auto text = ReadInput(path);
+  if (!text.ok()) return text.status();
+  while (!text->empty() && std::isspace(static_cast<unsigned char>(text->back()))) {
+    text->pop_back();
+  }
+  return ParseTokenIds(*text);
+}
+
 absl::Status ParseBudget(const std::string& text, uint32_t* rows, uint32_t* denominator) {
   std::string_view number = text;
   uint32_t* value = rows;

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "cli/commands.h"
+#include "cli/local_memory.h"
 #include "coordinator/tokenizer/tokenizer.h"
 #include "gpu_worker/calibration.h"
 #include "gpu_worker/local_runner.h"
@@ -81,6 +82,7 @@ absl::Status RunCalibrate(const CalibrateOptions& o) {
   }
   const uint32_t window = std::min({o.window ? o.window : config.max_context, config.max_context,
                                     static_cast<uint32_t>(ids->size())});
+  if (absl::Status status = CheckLocalMemory(*files, window); !status.ok()) return status;
   auto runner = LocalRunner::Make(
       *files, {.max_tokens = window, .chunk_tokens = kChunk, .threads = o.threads});
   if (!runner.ok()) return runner.status();

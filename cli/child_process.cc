@@ -20,6 +20,7 @@ constexpr int kQuickDeathsMax = 10;
 constexpr std::chrono::milliseconds kBackoff{50};  // doubles with every quick death
 
 [[noreturn]] void Exec(const std::vector<std::string>& arguments, const std::vector<int>& fds) {
+  setpgid(0, 0);  // a terminal's Ctrl-C is the parent's to handle: it drains first
   sigset_t none;
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);

@@ -26,6 +26,9 @@ void AddRecall(CLI::App& app, Command* command);
 // Reads "1,2,3". INVALID_ARGUMENT names the first part that is not a number.
 absl::StatusOr<std::vector<uint32_t>> ParseTokenIds(const std::string& text);
 
+// The same from a file, - = stdin; space at its end is not minded.
+absl::StatusOr<std::vector<uint32_t>> ReadTokenIds(const std::string& path);
+
 // "K" or "1/N" as rows and denominator; one of the two is 0. INVALID_ARGUMENT names the text.
 absl::Status ParseBudget(const std::string& text, uint32_t* rows, uint32_t* denominator);
 

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/limits.h"
 #include "cli/commands.h"
+#include "coordinator/tokenizer/utf8.h"
 #include "sparsekv/v1/generation.grpc.pb.h"
 
 namespace sparsekv {
@@ -33,27 +34,27 @@ struct GenerateOptions {
   CLI::Option *prompt_set = nullptr, *ids_set = nullptr, *seed_set = nullptr;
 };
 
+absl::Status SetText(const std::string& source, std::string text, v1::GenerateRequest* request) {
+  // What the API carries as a string must be UTF-8, and gRPC's own complaint names nothing.
+  const size_t valid = tokenizer::ValidUtf8Prefix(text);
+  if (valid < text.size()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        source, ": byte ", valid, " is not UTF-8; other bytes can be sent as --token-ids"));
+  }
+  request->set_text(std::move(text));
+  return absl::OkStatus();
+}
+
 absl::Status SetPrompt(const GenerateOptions& o, v1::GenerateRequest* request) {
   if (!o.prompt_file.empty()) {
     auto text = ReadInput(o.prompt_file);
     if (!text.ok()) return text.status();
-    request->set_text(*std::move(text));
-  } else if (o.prompt_set->count() > 0) {
-    request->set_text(o.prompt);
-  } else {
-    std::string text = o.token_ids;
-    if (!o.token_ids_file.empty()) {
-      auto file = ReadInput(o.token_ids_file);
-      if (!file.ok()) return file.status();
-      text = *file;
-      while (!text.empty() && std::isspace(static_cast<unsigned char>(text.back()))) {
-        text.pop_back();
-      }
-    }
-    auto ids = ParseTokenIds(text);
-    if (!ids.ok()) return ids.status();
-    request->mutable_token_ids()->mutable_ids()->Add(ids->begin(), ids->end());
+    return SetText(o.prompt_file, *std::move(text), request);
   }
+  if (o.prompt_set->count() > 0) return SetText("--prompt", o.prompt, request);
+  auto ids = o.token_ids_file.empty() ? ParseTokenIds(o.token_ids) : ReadTokenIds(o.token_ids_file);
+  if (!ids.ok()) return ids.status();
+  request->mutable_token_ids()->mutable_ids()->Add(ids->begin(), ids->end());
   return absl::OkStatus();
 }
 
@@ -140,10 +141,15 @@ void CancelOnSignal() {
   }).detach();
 }
 
-absl::Status RunGenerate(const GenerateOptions& o) {
-  auto request = MakeRequest(o);
-  if (!request.ok()) return request.status();
-  CancelOnSignal();
+// What has come of a completion so far.
+struct Completion {
+  std::string text;
+  std::vector<uint32_t> ids;
+  v1::GenerateResponse last;
+};
+
+grpc::Status Receive(const GenerateOptions& o, const v1::GenerateRequest& request,
+                     Completion* completion) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
   auto stub = v1::Generation::NewStub(
@@ -154,34 +160,52 @@ absl::Status RunGenerate(const GenerateOptions& o) {
                          std::chrono::microseconds(std::llround(o.deadline_s * 1e6)));
   }
   call_in_flight = &context;
-  auto reader = stub->Generate(&context, *request);
-  std::string text;
-  std::vector<uint32_t> ids;
-  v1::GenerateResponse response, last;
+  auto reader = stub->Generate(&context, request);
+  v1::GenerateResponse response;
   while (reader->Read(&response)) {
-    ids.insert(ids.end(), response.token_ids().begin(), response.token_ids().end());
-    text += response.text();
+    completion->ids.insert(completion->ids.end(), response.token_ids().begin(),
+                           response.token_ids().end());
+    completion->text += response.text();
     if (!o.json) {
       std::fwrite(response.text().data(), 1, response.text().size(), stdout);
       std::fflush(stdout);
     }
-    last = response;
+    completion->last = response;
   }
-  const grpc::Status status = reader->Finish();
+  grpc::Status status = reader->Finish();
   call_in_flight = nullptr;
-  if (!status.ok()) {
-    if (!o.json && !text.empty()) std::fputc('\n', stdout);
-    return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
-                        absl::StrCat(o.grpc, ": ", status.error_message()));
+  return status;
+}
+
+v1::FinishReason ReasonOf(grpc::StatusCode code) {
+  switch (code) {
+    case grpc::StatusCode::CANCELLED:
+      return v1::FINISH_REASON_CANCELLED;
+    case grpc::StatusCode::DEADLINE_EXCEEDED:
+      return v1::FINISH_REASON_DEADLINE;
+    default:
+      return v1::FINISH_REASON_ERROR;
   }
+}
+
+absl::Status RunGenerate(const GenerateOptions& o) {
+  auto request = MakeRequest(o);
+  if (!request.ok()) return request.status();
+  CancelOnSignal();
+  Completion completion;
+  const grpc::Status status = Receive(o, *request, &completion);
+  if (!status.ok()) completion.last.set_finish_reason(ReasonOf(status.error_code()));
   if (o.json) {
-    std::cout
-        << ToJson(text, ids, last).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)
-        << "\n";
-  } else {
+    std::cout << ToJson(completion.text, completion.ids, completion.last)
+                     .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)
+              << std::endl;
+  } else if (status.ok() || !completion.text.empty()) {
     std::fputc('\n', stdout);
   }
-  return absl::OkStatus();
+  if (status.ok()) return absl::OkStatus();
+  const auto code = static_cast<absl::StatusCode>(status.error_code());
+  return absl::Status(code, absl::StrCat(o.grpc, ": ", absl::StatusCodeToString(code), ": ",
+                                         status.error_message()));
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/limits.h"
 #include "cli/commands.h"
+#include "cli/local_memory.h"
 #include "cli/npy_writer.h"
 #include "gpu_worker/local_runner.h"
 
@@ -39,14 +40,7 @@ absl::Status CheckIds(const std::vector<uint32_t>& ids, const ModelConfig& confi
 
 absl::Status RunLogits(const LogitsOptions& o) {
   if (o.backend == "cuda") return absl::UnimplementedError("--backend cuda: not in this version");
-  std::string text = o.token_ids;
-  if (!o.token_ids_file.empty()) {
-    auto file = ReadInput(o.token_ids_file);
-    if (!file.ok()) return file.status();
-    text = *file;
-    while (!text.empty() && std::isspace(static_cast<unsigned char>(text.back()))) text.pop_back();
-  }
-  auto ids = ParseTokenIds(text);
+  auto ids = o.token_ids_file.empty() ? ParseTokenIds(o.token_ids) : ReadTokenIds(o.token_ids_file);
   if (!ids.ok()) return ids.status();
   RowBudget budget;
   const bool select = o.attention == "double-sparsity";
@@ -62,6 +56,7 @@ absl::Status RunLogits(const LogitsOptions& o) {
         absl::StrCat("--attention double-sparsity: ", o.model_dir, " has no channels.json"));
   }
   const uint32_t chunk = select || o.mode == "decode" ? 1 : kChunk;
+  if (absl::Status status = CheckLocalMemory(*files, ids->size()); !status.ok()) return status;
   auto runner = LocalRunner::Make(*files, {.max_tokens = static_cast<uint32_t>(ids->size()),
                                            .chunk_tokens = chunk,
                                            .threads = o.threads,

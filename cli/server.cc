@@ -25,6 +25,7 @@
 #include "coordinator/tokenizer/tokenizer.h"
 #include "gpu_worker/device.h"
 #include "kv_store/memory_check.h"
+#include "kv_store/segment_layout.h"
 
 namespace sparsekv {
 
@@ -55,7 +56,7 @@ absl::StatusOr<ServerPlan> MakePlan(const ServeOptions& options) {
   plan.device_bytes =
       options.device_memory_bytes ? options.device_memory_bytes : kDefaultCpuDeviceBytes;
   auto memory = MemoryPlan::Make(files->config, files->channel_config(), plan.device_bytes,
-                                 options.max_batch, kPrefillAlign);
+                                 options.max_batch, kPrefillUnitTokens);
   if (!memory.ok()) return memory.status();
 
   const auto available = kv_store::AvailableMemory();
@@ -76,6 +77,10 @@ absl::StatusOr<ServerPlan> MakePlan(const ServeOptions& options) {
                      " tokens (", bytes_per_block, " bytes) for each worker"));
   }
   plan.layout = files->Layout(static_cast<uint32_t>(blocks));
+  const size_t segment =
+      options.workers * kv_store::RowsBytes(plan.layout) +
+      kv_store::MetaBytes(options.workers, plan.layout.blocks);  // with stamps and the block table
+  if (absl::Status status = kv_store::CheckMemory(segment, *available); !status.ok()) return status;
   return plan;
 }
 
@@ -112,10 +117,10 @@ class Server {
   absl::Status Prepare();
   absl::Status MakeSegment();
   void DescribeChildren();
-  std::unique_ptr<ChildProcess> DescribeStore() const;
-  std::unique_ptr<ChildProcess> DescribeWorker(uint32_t index) const;
-  std::unique_ptr<ChildProcess> DescribeCoordinator() const;
-  std::string WorkerSocket(uint32_t index) const {
+  std::unique_ptr<ChildProcess> DescribeStore();
+  std::unique_ptr<ChildProcess> DescribeWorker(uint32_t index);
+  std::unique_ptr<ChildProcess> DescribeCoordinator();
+  std::string WorkerSocket(uint32_t index) {
     return state_->Socket(absl::StrCat("worker-", index));
   }
   absl::Status StartAll();
@@ -168,7 +173,7 @@ absl::Status Server::Prepare() {
 
   sigset_t mask;
   sigemptyset(&mask);
-  for (int signal : {SIGTERM, SIGINT, SIGCHLD}) sigaddset(&mask, signal);
+  for (int signal : {SIGTERM, SIGINT, SIGHUP, SIGCHLD}) sigaddset(&mask, signal);
   sigprocmask(SIG_BLOCK, &mask, nullptr);
   signal(SIGPIPE, SIG_IGN);
   signals_ = UniqueFd(signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK));
@@ -199,7 +204,7 @@ void Server::DescribeChildren() {
   children_.push_back(DescribeCoordinator());
 }
 
-std::unique_ptr<ChildProcess> Server::DescribeStore() const {
+std::unique_ptr<ChildProcess> Server::DescribeStore() {
   Arguments arguments("sparsekv-kv-store");
   arguments.Add("--grpc-socket", state_->Socket("store"))
       .Add("--attach-socket", state_->Socket("attach"))
@@ -218,7 +223,7 @@ std::unique_ptr<ChildProcess> Server::DescribeStore() const {
   return std::make_unique<ChildProcess>("store", arguments.list(), fds);
 }
 
-std::unique_ptr<ChildProcess> Server::DescribeWorker(uint32_t index) const {
+std::unique_ptr<ChildProcess> Server::DescribeWorker(uint32_t index) {
   Arguments arguments("sparsekv-gpu-worker");
   arguments.Add("--model", options_.model_dir)
       .Add("--socket", WorkerSocket(index))
@@ -233,7 +238,7 @@ std::unique_ptr<ChildProcess> Server::DescribeWorker(uint32_t index) const {
 }
 
 // The ready pipe comes last: only the first coordinator gets it (StartAll).
-std::unique_ptr<ChildProcess> Server::DescribeCoordinator() const {
+std::unique_ptr<ChildProcess> Server::DescribeCoordinator() {
   Arguments arguments("sparsekv-coordinator");
   arguments.Add("--model", options_.model_dir)
       .Add("--grpc-listen-fd", grpc_.fd)
@@ -303,7 +308,10 @@ bool Server::Wait(Clock::time_point deadline) {
   poll(&waiting, 1, timeout_ms);
   signalfd_siginfo info;
   while (read(signals_.get(), &info, sizeof info) == sizeof info) {
-    if (info.ssi_signo != SIGCHLD) stopping_ = true;
+    if (info.ssi_signo == SIGCHLD) continue;
+    // A second stop signal means at once: the coordinator understands it so too.
+    if (stopping_ && !children_.empty()) children_.back()->Signal(SIGTERM);
+    stopping_ = true;
   }
   const absl::Status status = Reap();
   if (failure_.ok()) failure_ = status;

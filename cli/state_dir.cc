@@ -32,26 +32,35 @@ absl::StatusOr<std::unique_ptr<StateDir>> StateDir::Open(const std::string& path
     }
     dir = fs::absolute(dir).string();
   }
-  if (dir.size() + sizeof "/worker-000.sock" > sizeof(sockaddr_un::sun_path)) {
+  std::unique_ptr<StateDir> state(new StateDir(dir, path.empty()));
+  if (absl::Status status = state->Lock(); !status.ok()) return status;
+  return state;
+}
+
+absl::Status StateDir::Lock() {
+  if (path_.size() + sizeof "/worker-000.sock" > sizeof(sockaddr_un::sun_path)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("--state: ", dir, " is too long for the path of a Unix socket"));
+        absl::StrCat("--state: ", path_, " is too long for the path of a Unix socket"));
   }
-  const int lock = open((dir + "/lock").c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0600);
-  if (lock < 0) return absl::ErrnoToStatus(errno, absl::StrCat("--state: ", dir, "/lock"));
-  if (flock(lock, LOCK_EX | LOCK_NB) != 0) {
-    close(lock);
-    return absl::FailedPreconditionError(absl::StrCat("--state: another server runs on ", dir));
+  lock_ = open((path_ + "/lock").c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0600);
+  if (lock_ < 0) return absl::ErrnoToStatus(errno, absl::StrCat("--state: ", path_, "/lock"));
+  if (flock(lock_, LOCK_EX | LOCK_NB) != 0) {
+    return absl::FailedPreconditionError(absl::StrCat("--state: another server runs on ", path_));
   }
-  return std::unique_ptr<StateDir>(new StateDir(dir, path.empty(), lock));
+  return absl::OkStatus();
+}
+
+std::string StateDir::Socket(const std::string& name) {
+  return *sockets_.insert(path_ + "/" + name + ".sock").first;
 }
 
 StateDir::~StateDir() {
   std::error_code ignored;
-  for (const auto& entry : fs::directory_iterator(path_, ignored)) {
-    if (entry.path().extension() == ".sock") fs::remove(entry.path(), ignored);
+  for (const std::string& socket : sockets_) {
+    if (fs::is_socket(socket, ignored)) fs::remove(socket, ignored);
   }
   if (temporary_) fs::remove_all(path_, ignored);
-  close(lock_);
+  if (lock_ >= 0) close(lock_);
 }
 
 }  // namespace sparsekv

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <set>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -17,15 +18,17 @@ class StateDir {
   static absl::StatusOr<std::unique_ptr<StateDir>> Open(const std::string& path);
   ~StateDir();
 
-  std::string Socket(const std::string& name) const { return path_ + "/" + name + ".sock"; }
+  // The path of a socket of this server; what lies there at the end is removed, nothing else is.
+  std::string Socket(const std::string& name);
 
  private:
-  StateDir(std::string path, bool temporary, int lock)
-      : path_(std::move(path)), temporary_(temporary), lock_(lock) {}
+  StateDir(std::string path, bool temporary) : path_(std::move(path)), temporary_(temporary) {}
+  absl::Status Lock();
 
   std::string path_;
   bool temporary_;
-  int lock_;
+  int lock_ = -1;
+  std::set<std::string> sockets_;
 };
 
 }  // namespace sparsekv

@@ -50,7 +50,8 @@ Engine::Engine(Options options)
     : options_(std::move(options)),
       metrics_(*options_.metrics),
       boot_id_(NewBootId()),
-      retry_(options_.strand) {
+      retry_(options_.strand),
+      watch_(options_.strand) {
   for (size_t i = 0; i < options_.workers.size(); ++i) {
     slots_.emplace_back(static_cast<uint32_t>(i), options_.workers[i]);
   }
@@ -62,12 +63,14 @@ void Engine::Start() {
   spdlog::info("boot {}, {} workers", HexId(boot_id_), slots_.size());
   options_.store->Start(this);
   for (WorkerSlot& slot : slots_) slot.link().Start(this);
+  WatchWorkers();
 }
 
 void Engine::Stop() {
   options_.store->Stop();
   for (WorkerSlot& slot : slots_) slot.link().Stop();
   retry_.cancel();
+  watch_.cancel();
 }
 
 uint64_t Engine::Submit(std::shared_ptr<const v1::GenerateRequest> wire,
@@ -295,8 +298,9 @@ void Engine::Release(WorkerSlot& slot, uint64_t owner) {
   release.set_owner(owner);
   options_.store->Release(release, [this, &slot, owner](auto response) {
     if (!response.ok()) {
-      // Held until the pool is reconciled, which follows when the store is back.
+      // Held until the pool is reconciled: when the store is back, or soon if it never went away.
       spdlog::warn("release in pool {}: {}", slot.index(), response.status().ToString());
+      NeedReconcile(slot);
       return;
     }
     slot.Forget(owner);

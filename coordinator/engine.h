@@ -2,6 +2,7 @@
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -44,6 +45,10 @@ class Engine final : public WorkerLink::Listener, public StoreLink::Listener {
     std::function<void()> on_ready = [] {};
     // Called with whether jobs can be served, whenever that changes.
     std::function<void(bool)> on_serving = [](bool) {};
+    // A worker that has work and says nothing for so long is hung: it is killed, and its parent
+    // starts another. Workers report at least once a second while they compute.
+    std::chrono::milliseconds lease{30000};
+    std::function<void(int64_t pid)> kill_worker = [](int64_t) {};
   };
 
   explicit Engine(Options options);
@@ -112,7 +117,11 @@ class Engine final : public WorkerLink::Listener, public StoreLink::Listener {
   void MaybeReconcile(WorkerSlot& slot);
   void OnReconciled(WorkerSlot& slot, const std::vector<uint64_t>& owners,
                     absl::StatusOr<v1::ReconcileResponse> response);
+  // Sets the pool right after a call whose outcome is unknown.
+  void NeedReconcile(WorkerSlot& slot);
   void RetryLater();
+  // Looks after leases, again and again.
+  void WatchWorkers();
   void CheckServing();
   void CheckIdle();
 
@@ -135,6 +144,7 @@ class Engine final : public WorkerLink::Listener, public StoreLink::Listener {
   std::function<void()> on_idle_;
   boost::asio::steady_timer retry_;
   bool retry_set_ = false;
+  boost::asio::steady_timer watch_;
 };
 
 }  // namespace sparsekv

@@ -68,7 +68,8 @@ inline v1::WorkerHello TestHello(uint32_t pool) {
 // An engine between fakes, on one thread that the test turns by hand.
 class EngineFixture {
  public:
-  explicit EngineFixture(uint32_t worker_count = 1, uint32_t blocks_per_pool = 16)
+  explicit EngineFixture(uint32_t worker_count = 1, uint32_t blocks_per_pool = 16,
+                         std::chrono::milliseconds lease = std::chrono::seconds(30))
       : store(std::make_shared<FakeStoreLink>(worker_count, blocks_per_pool)),
         metrics(worker_count),
         blocks(blocks_per_pool) {
@@ -81,15 +82,17 @@ class EngineFixture {
     store->on_release = [this](uint32_t pool, uint64_t owner) {
       EXPECT_FALSE(workers[pool]->HasOwner(owner)) << "blocks freed under a sequence";
     };
-    engine =
-        std::make_unique<Engine>(Engine::Options{.strand = io.get_executor(),
-                                                 .pool = io.get_executor(),
-                                                 .codec = &codec,
-                                                 .metrics = &metrics,
-                                                 .store = store,
-                                                 .workers = links,
-                                                 .on_ready = [this] { ++ready; },
-                                                 .on_serving = [this](bool on) { serving = on; }});
+    engine = std::make_unique<Engine>(
+        Engine::Options{.strand = io.get_executor(),
+                        .pool = io.get_executor(),
+                        .codec = &codec,
+                        .metrics = &metrics,
+                        .store = store,
+                        .workers = links,
+                        .on_ready = [this] { ++ready; },
+                        .on_serving = [this](bool on) { serving = on; },
+                        .lease = lease,
+                        .kill_worker = [this](int64_t pid) { killed.push_back(pid); }});
     engine->Start();
   }
 
@@ -152,6 +155,7 @@ class EngineFixture {
   uint64_t boots = 0;
   int ready = 0;
   bool serving = false;
+  std::vector<int64_t> killed;  // pids of workers
 };
 
 }  // namespace sparsekv

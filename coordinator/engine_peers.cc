@@ -15,7 +15,7 @@ namespace sparsekv {
 namespace {
 
 // A worker that runs sequences and reports nothing for so long makes no progress.
-constexpr std::chrono::seconds kSilenceLimit{30};
+constexpr std::chrono::seconds kStepLimit{5};  // workers that compute report once a second
 constexpr std::chrono::milliseconds kRetry{60};
 
 double Seconds(Request::Clock::duration time) {
@@ -185,8 +185,9 @@ void Engine::OnStats(WorkerSlot& slot, const v1::EpochStats& stats) {
   slot.label_bytes = stats.label_bytes();
   // Half of the plan is used up, so that the next one arrives before the worker must wait. Shorter
   // ones are the rest of a plan that another has replaced: answering those would never end.
-  const bool worn = stats.plan_exhausted() || stats.steps() >= kPlanSteps / 2;
-  if (worn && !slot.members().empty() && slot.link().unsent() == 0) PostPlan(slot);
+  // A used-up plan is always followed by another, or the worker would wait for ever.
+  const bool worn = stats.steps() >= kPlanSteps / 2 && slot.link().unsent() == 0;
+  if (!slot.members().empty() && (stats.plan_exhausted() || worn)) PostPlan(slot);
 }
 
 // At the strand's next turn, so that what happens in this one goes into one plan.
@@ -204,6 +205,8 @@ void Engine::SendPlan(WorkerSlot& slot) {
     const Request* request = Find(key);
     return request && request->completion->tokens() > 0;
   });
+  // An idle worker says nothing: its silence counts from the plan that gives it work.
+  if (std::exchange(slot.has_work, !members.empty()) == false) slot.last_report = Clock::now();
   slot.link().Send(slot.TakePlan(boot_id_, decoding));
   if (slot.has_starts()) PostPlan(slot);
 }
@@ -275,6 +278,30 @@ void Engine::OnReconciled(WorkerSlot& slot, const std::vector<uint64_t>& owners,
   Pump();
 }
 
+void Engine::NeedReconcile(WorkerSlot& slot) {
+  using Reconcile = WorkerSlot::Reconcile;
+  const bool under_way =
+      slot.reconcile == Reconcile::kUnderWay || slot.reconcile == Reconcile::kNeededAgain;
+  slot.reconcile = under_way ? Reconcile::kNeededAgain : Reconcile::kNeeded;
+  RetryLater();
+}
+
+void Engine::WatchWorkers() {
+  for (WorkerSlot& slot : slots_) {
+    if (!slot.up() || slot.members().empty()) continue;
+    const auto silent = Clock::now() - slot.last_report;
+    if (silent < options_.lease) continue;
+    spdlog::error("worker {} pid {} has been silent for {} ms: killed", slot.index(),
+                  slot.hello().pid(), std::chrono::ceil<std::chrono::milliseconds>(silent).count());
+    slot.last_report = Clock::now();  // once a lease
+    options_.kill_worker(slot.hello().pid());
+  }
+  watch_.expires_after(options_.lease / 8);
+  watch_.async_wait([this](boost::system::error_code error) {
+    if (!error) WatchWorkers();
+  });
+}
+
 void Engine::RetryLater() {
   if (std::exchange(retry_set_, true)) return;
   retry_.expires_after(kRetry);
@@ -333,7 +360,7 @@ absl::Status Engine::Readiness() const {
   for (const WorkerSlot& slot : slots_) {
     any_ready |= slot.ready();
     const double silent = Seconds(Clock::now() - slot.last_report);
-    if (slot.up() && !slot.members().empty() && silent > Seconds(kSilenceLimit)) {
+    if (slot.up() && !slot.members().empty() && silent > Seconds(kStepLimit)) {
       return absl::UnavailableError(absl::StrCat("worker ", slot.index(), " has made no step for ",
                                                  static_cast<int>(silent), " s"));
     }

@@ -29,6 +29,7 @@ class FakeWorkerLink final : public WorkerLink {
   std::function<uint32_t(const v1::SequenceStart&, uint32_t index)> next_token =
       [](const v1::SequenceStart&, uint32_t index) { return 'a' + index % 26; };
   v1::WorkerHello hello;
+  size_t unsent_plans = 0;
 
   void Start(Listener* listener) override { listener_ = listener; }
   void Send(v1::Plan plan) override {
@@ -36,7 +37,7 @@ class FakeWorkerLink final : public WorkerLink {
     plans_sent.push_back(plan);
     plans_.push_back(std::move(plan));
   }
-  size_t unsent() const override { return 0; }
+  size_t unsent() const override { return unsent_plans; }
   void Break(const std::string& why) override { broken.push_back(why); }
   void Stop() override { listener_ = nullptr; }
 

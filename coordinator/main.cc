@@ -68,6 +68,11 @@ HttpServer::Routes Routes(Engine* engine, const Metrics* metrics) {
            }}};
 }
 
+// The pid comes from the worker's own hello, over a socket that only our user may open.
+void KillWorker(int64_t pid) {
+  if (pid > 1) kill(static_cast<pid_t>(pid), SIGKILL);
+}
+
 absl::Status CheckDescriptors(const Options& options) {
   const auto check = [](const char* name, int fd) {
     absl::Status status = CheckListening(fd);
@@ -114,7 +119,8 @@ absl::Status Run(const Options& options) {
                  .workers = std::move(workers),
                  .default_budget_denominator = options.default_budget_denominator,
                  .on_ready = [&] { TellReady(options.ready_fd); },
-                 .on_serving = [&](bool on) { health->SetServing(on); }});
+                 .on_serving = [&](bool on) { health->SetServing(on); },
+                 .kill_worker = KillWorker});
   const auto service =
       MakeGenerationService({io.get_executor(), pool.get_executor(), &engine, &codec});
   auto server = GrpcServer::Make(io.get_executor(), options.grpc_listen_fd, service.get());

@@ -9,7 +9,7 @@ namespace sparsekv {
 
 namespace {
 
-constexpr uint32_t kUnitAlone = 4 * kPrefillAlign;
+constexpr uint32_t kUnitAlone = kPrefillUnitTokens;
 constexpr uint32_t kUnitAmongDecodes = kPrefillAlign;
 
 bool FitsNow(const Need& need, const WorkerCapacity& worker) {

@@ -64,6 +64,7 @@ class WorkerSlot {
   bool plan_posted = false;      // a plan will be sent at the strand's next turn
   Clock::time_point not_before;  // the store said "not now": no allocation until then
   Clock::time_point last_report;
+  bool has_work = false;           // the last plan had members
   uint32_t store_free_blocks = 0;  // as the store said last
   uint64_t label_bytes = 0;        // on the device, as last reported
 

@@ -9,8 +9,8 @@
 
 #include "absl/strings/str_join.h"
 #include "base/check.h"
+#include "base/concat.h"
 #include "base/ids.h"
-#include "gpu_worker/checkpoint/concat.h"
 #include "gpu_worker/checkpoint/json_file.h"
 
 namespace sparsekv {

@@ -216,7 +216,6 @@ TEST(ChannelConfig, ReadsPublishedFilesOfRealModels) {
   const uint16_t* first = config->Layer(0);
   EXPECT_EQ(std::vector<uint16_t>(first, first + 8),
             (std::vector<uint16_t>{113, 111, 112, 29, 41, 97, 104, 74}));
-  EXPECT_EQ(ChannelConfig::Load(llama2, Model(32, 32, 32, 128), 0)->criterion, "qk");
 
   const std::string llama3 = folder + "/channel-configs/Llama-3.1-8B-Instruct.json";
   config = ChannelConfig::Load(llama3, Model(32, 32, 8, 128), 0, 16);
@@ -227,8 +226,6 @@ TEST(ChannelConfig, ReadsPublishedFilesOfRealModels) {
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_EQ(std::vector<uint16_t>(config->Layer(0), config->Layer(0) + 8),
             (std::vector<uint16_t>{0, 97, 42, 47, 103, 86, 93, 1}));
-  EXPECT_FALSE(ChannelConfig::Load(llama3, Model(32, 32, 32, 128), 0, 0, "k").ok());
-  EXPECT_FALSE(ChannelConfig::Load(llama3, Model(28, 32, 8, 128), 0).ok());
 }
 
 }  // namespace

@@ -20,25 +20,22 @@ namespace sparsekv {
 namespace {
 
 constexpr size_t kInboxCommands = 1024;
-constexpr std::chrono::seconds kAttachPatience{60};  // a store that populates a large segment
 
 struct Options {
   std::string model_dir, socket, attach_socket, channels_file;
   uint32_t pool = 0;
   uint64_t device_bytes = 0;
   uint32_t max_batch = 0;
-  uint32_t prefill_unit_tokens = 512;
   unsigned threads = 0;
 };
 
-// The store may still be starting, or be down for a moment: UNAVAILABLE is waited out.
+// The store may be populating a large segment, or be down for a moment: UNAVAILABLE is waited out.
+// The parent watches both.
 absl::StatusOr<std::unique_ptr<kv_store::SegmentClient>> AttachSegment(const Options& options,
                                                                        uint64_t boot_id) {
-  const auto deadline = std::chrono::steady_clock::now() + kAttachPatience;
   while (true) {
     auto segment = kv_store::SegmentClient::Attach(options.attach_socket, options.pool, boot_id);
     if (segment.ok() || !absl::IsUnavailable(segment.status())) return segment;
-    if (std::chrono::steady_clock::now() > deadline) return segment;
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
 }
@@ -95,16 +92,23 @@ void LogPlan(const Device& device) {
   }
 }
 
-absl::Status RunWorker(const Options& options, const sigset_t& stop_signals) {
+absl::Status RunWorker(const Options& options) {
   auto files = ModelFiles::Load(options.model_dir, options.channels_file);
   if (!files.ok()) return files.status();
   const uint64_t boot_id = NewBootId();
   auto segment = AttachSegment(options, boot_id);
   if (!segment.ok()) return segment.status();
   if (absl::Status status = CheckSegment(**segment, *files); !status.ok()) return status;
+  // From here on there are threads, which inherit this, and something to leave in order. Until here
+  // a stop signal simply ends the process.
+  sigset_t stop_signals;
+  sigemptyset(&stop_signals);
+  sigaddset(&stop_signals, SIGTERM);
+  sigaddset(&stop_signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &stop_signals, nullptr);
   auto device = Device::Make(*files, {.device_bytes = options.device_bytes,
                                       .max_batch = options.max_batch,
-                                      .prefill_unit_tokens = options.prefill_unit_tokens,
+                                      .prefill_unit_tokens = kPrefillUnitTokens,
                                       .threads = options.threads,
                                       .row_layout = (*segment)->layout(),
                                       .row_pool = (*segment)->rows()});
@@ -159,13 +163,7 @@ int Main(int argc, char** argv) {
   InitLog("sparsekv-gpu-worker");
   prctl(PR_SET_PDEATHSIG, SIGTERM);
   if (parent != 0 && getppid() != parent) return 0;  // it died before we asked to be told
-  sigset_t stop_signals;
-  sigemptyset(&stop_signals);
-  sigaddset(&stop_signals, SIGTERM);
-  sigaddset(&stop_signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &stop_signals, nullptr);  // every thread made later inherits this
-
-  const absl::Status status = RunWorker(options, stop_signals);
+  const absl::Status status = RunWorker(options);
   if (status.ok()) return 0;
   PrintError("sparsekv-gpu-worker", std::string(status.message()));
   return 1;

@@ -46,6 +46,7 @@ void Model::Forward(std::span<const StepItem> items) {
   for (uint32_t layer = 0; layer < config_->layers; ++layer) {
     Attention(layer, items);
     Mlp(layer);
+    if (progress_) progress_();
   }
 }
 

@@ -57,6 +57,9 @@ class Model {
       std::function<void(uint32_t layer, const float* q, const float* k, uint32_t tokens)>;
   void set_qk_observer(QkObserver observer) { observer_ = std::move(observer); }
 
+  // Called after every layer of a forward pass, so that a long one shows that it goes on.
+  void set_progress(std::function<void()> progress) { progress_ = std::move(progress); }
+
   // Tests: sees every selection, [kv_heads][count] ascending, of item `item` in `layer`.
   using SelectionObserver = std::function<void(uint32_t layer, uint32_t item, uint32_t kv_head,
                                                std::span<const uint32_t> selection)>;
@@ -100,6 +103,7 @@ class Model {
   std::vector<uint32_t> positions_;  // [tokens_]
   std::vector<uint32_t> first_;      // [items], index of each item's first token
 
+  std::function<void()> progress_;
   QkObserver observer_;
   SelectionObserver on_selection_;
 };

@@ -14,8 +14,16 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kIdleWait{200};  // how often an idle worker looks at the store
+constexpr std::chrono::seconds kHeartbeat{1};        // longest silence of a worker that computes
 
 }  // namespace
+
+StepLoop::StepLoop(Options options) : options_(std::move(options)) {
+  // The coordinator takes a worker that is silent under work for hung.
+  options_.device->model->set_progress([this] {
+    if (Clock::now() - flushed_ >= kHeartbeat) Flush(/*heartbeat=*/true);
+  });
+}
 
 absl::Status StepLoop::Run() {
   auto store_seen = Clock::now();
@@ -232,8 +240,8 @@ void StepLoop::CloseEpoch(bool exhausted) {
   stats_.Clear();
 }
 
-void StepLoop::Flush() {
-  if (!report_.has_hello() && !report_.has_stats() && report_.tokens().empty() &&
+void StepLoop::Flush(bool heartbeat) {
+  if (!heartbeat && !report_.has_hello() && !report_.has_stats() && report_.tokens().empty() &&
       report_.ends().empty()) {
     return;
   }
@@ -241,6 +249,7 @@ void StepLoop::Flush() {
   report_.set_epoch(epoch_);
   options_.sink->Send(session_, std::move(report_));
   report_.Clear();
+  flushed_ = Clock::now();
 }
 
 }  // namespace sparsekv

@@ -51,7 +51,7 @@ class StepLoop {
     v1::WorkerHello hello;
     uint64_t boot_id = 0;
   };
-  explicit StepLoop(Options options) : options_(std::move(options)) {}
+  explicit StepLoop(Options options);
 
   // Returns after StopRequested. Not OK when the segment is gone for good.
   absl::Status Run();
@@ -76,7 +76,8 @@ class StepLoop {
   void Forward(std::vector<std::pair<Sequence*, uint32_t>>& batch);
   void SampleNext(Sequence& sequence, const float* logits);
   void End(uint64_t id, v1::FinishReason reason, const absl::Status& error = absl::OkStatus());
-  void Flush();
+  // Sends what the report holds, if anything; `heartbeat`: even if not.
+  void Flush(bool heartbeat = false);
   void CloseEpoch(bool exhausted);
 
   Options options_;
@@ -90,6 +91,7 @@ class StepLoop {
   Sequences sequences_;
   v1::Report report_;     // of the step in progress
   v1::EpochStats stats_;  // of the epoch in progress
+  std::chrono::steady_clock::time_point flushed_{};
 };
 
 }  // namespace sparsekv

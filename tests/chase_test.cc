@@ -72,6 +72,27 @@ TEST(ChaseTest, EasyCodesAt16K) {
   EXPECT_EQ(server.Stop(), 0);
 }
 
+// Codes that the labels tell apart less well: a curve, and the two things that must hold of it.
+TEST(ChaseTest, HardCodesAt16K) {
+  ScratchDir dir;
+  const Chase chase =
+      MakeChase(dir.path(), {"--context", "16384", "--hops", "64", "--codes", "hard"});
+  ServerProcess server({"--model", dir.path(), "--host-memory", "256M"});
+  ASSERT_TRUE(server.ready());
+  Client client(server.grpc());
+  size_t last = 64;
+  for (uint32_t denominator : {4, 8, 16, 32, 64}) {
+    const Reply reply = client.Generate(Ask(chase, v1::ATTENTION_DOUBLE_SPARSITY, 0, denominator));
+    ASSERT_EQ(reply.code, 0) << reply.message;
+    const size_t right = Right(reply, chase);
+    std::printf("hard codes, budget 1/%u: chase of %zu, %llu rows read\n", denominator, right,
+                static_cast<unsigned long long>(reply.last.sparsity().rows_fetched()));
+    EXPECT_LE(right, last) << "a smaller budget went further";
+    last = right;
+  }
+  EXPECT_EQ(server.Stop(), 0);
+}
+
 TEST(ChaseTest, EveryGeometryAnswers) {
   const std::vector<std::vector<std::string>> geometries = {
       {"--dtype", "bfloat16", "--kv-heads", "2", "--group", "2"},

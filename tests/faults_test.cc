@@ -134,6 +134,29 @@ TEST(FaultsTest, AWorkerThatDiesUnderAJobEndsItWithAStatus) {
   EXPECT_EQ(server.Stop(), 0);
 }
 
+// A worker that hangs is killed when its lease ends (30 s), and the server goes on.
+TEST(FaultsTest, AHungWorkerIsKilledAndReplaced) {
+  ScratchDir state;
+  ServerProcess server(Arguments(state.path()));
+  ASSERT_TRUE(server.ready());
+  Client client(server.grpc());
+  auto request = testing::TextRequest("And", 8000);
+  request.set_ignore_eos(true);
+  Reply reply;
+  std::thread thread([&] { reply = client.Generate(request); });
+  ASSERT_TRUE(Eventually([&] { return server.Metric("sparsekv_requests_running") == 1; }));
+  const pid_t hung = Child(server, "sparsekv-gpu-worker");
+  kill(hung, SIGSTOP);
+  thread.join();
+  EXPECT_EQ(reply.code, 14) << reply.message;  // UNAVAILABLE
+  EXPECT_TRUE(Eventually([&] {
+    const pid_t now = Child(server, "sparsekv-gpu-worker");
+    return now != 0 && now != hung;
+  }));
+  EXPECT_EQ(client.Generate(testing::TextRequest("In the", 4)).code, 0);
+  EXPECT_EQ(server.Stop(), 0);
+}
+
 // The segment outlives the store: a job that runs when the store dies goes on.
 TEST(FaultsTest, AJobOutlivesTheStore) {
   ScratchDir state;

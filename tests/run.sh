@@ -26,6 +26,6 @@ code=0
 ctest --test-dir "$build" --output-on-failure --timeout 900 "${select[@]}" --verbose >"$log" 2>&1 || code=$?
 ((code == 0)) || grep -vE '^[0-9]+: \[ +(OK|RUN) ' "$log" | tail -n 400
 echo "skipped:"
-grep -E '^[0-9]+: .*(Skipped$|^[0-9]+: skipped: )' "$log" | sort -u || echo "  nothing"
+grep -A1 -E '^[0-9]+: .*: Skipped$' "$log" | grep -vE 'Skipped$|^--' | sort -u | sed 's/^[0-9]*:/ /' | grep . || echo "  nothing"
 sed -n '/tests passed\|tests failed/,$p' "$log"
 exit "$code"

@@ -5,11 +5,11 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "base/concat.h"
 #include "base/ids.h"
 #include "base/limits.h"
 #include "cli/recall/recall_prompt.h"
 #include "cli/recall/recall_tokenizer.h"
-#include "gpu_worker/checkpoint/concat.h"
 #include "gpu_worker/checkpoint/json_file.h"
 #include "gpu_worker/checkpoint/weights.h"
 

@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/concat.h"
 #include "coordinator/tokenizer/byte_alphabet.h"
-#include "coordinator/tokenizer/strings.h"
 #include "coordinator/tokenizer/utf8.h"
 
 namespace sparsekv::tokenizer {
@@ -83,7 +83,7 @@ absl::Status Bpe::MakeSymbols(std::string_view word, Buffers* buffers) const {
     if (!options_.unk) {
       std::string shown;
       for (const char byte : character) shown += FallbackTokenOfByte(static_cast<uint8_t>(byte));
-      return absl::InvalidArgumentError(StrCat("the tokenizer has no token for ", shown));
+      return absl::InvalidArgumentError(Concat("the tokenizer has no token for ", shown));
     }
     after_unknown = true;
     if (!was_after_unknown || !options_.fuse_unk) symbols.push_back({*options_.unk, 0, 0});

@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "coordinator/tokenizer/strings.h"
+#include "base/concat.h"
 
 namespace sparsekv::tokenizer {
 namespace {
@@ -36,11 +36,11 @@ JsonCursor JsonCursor::operator[](std::string_view member) const {
   } else if (!value_->is_null()) {
     Fail("is not an object");
   }
-  return JsonCursor(value, *this, path_.empty() ? name : StrCat(path_, ".", name));
+  return JsonCursor(value, *this, path_.empty() ? name : Concat(path_, ".", name));
 }
 
 JsonCursor JsonCursor::operator[](size_t element) const {
-  return JsonCursor(&(*value_)[element], *this, StrCat(path_, "[", element, "]"));
+  return JsonCursor(&(*value_)[element], *this, Concat(path_, "[", element, "]"));
 }
 
 size_t JsonCursor::Size() const {
@@ -68,13 +68,13 @@ uint32_t JsonCursor::UintBelow(uint32_t limit) const {
   if (value_->is_null()) {
     Fail("is missing");
   } else {
-    Fail(StrCat(Shown(*value_), " is not an integer from 0 to ", limit - 1));
+    Fail(Concat(Shown(*value_), " is not an integer from 0 to ", limit - 1));
   }
   return 0;
 }
 
 void JsonCursor::Refuse() const {
-  Record(absl::StatusCode::kUnimplemented, StrCat(Shown(*value_), " is not supported"));
+  Record(absl::StatusCode::kUnimplemented, Concat(Shown(*value_), " is not supported"));
 }
 
 void JsonCursor::Fail(std::string_view what) const {
@@ -84,7 +84,7 @@ void JsonCursor::Fail(std::string_view what) const {
 void JsonCursor::Record(absl::StatusCode code, std::string_view what) const {
   if (failed()) return;
   const std::string place = path_.empty() ? "the document" : path_;
-  *first_error_ = absl::Status(code, StrCat(file_, ": ", place, " ", what));
+  *first_error_ = absl::Status(code, Concat(file_, ": ", place, " ", what));
 }
 
 std::string Shown(const json& value) {

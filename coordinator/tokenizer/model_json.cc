@@ -2,7 +2,7 @@
 #include <string>
 #include <string_view>
 
-#include "coordinator/tokenizer/strings.h"
+#include "base/concat.h"
 #include "coordinator/tokenizer/tokenizer_spec.h"
 
 namespace sparsekv::tokenizer {
@@ -32,7 +32,7 @@ std::optional<Merge> FindMerge(const TokenIds& vocabulary, std::string_view left
   const auto left_id = vocabulary.find(left);
   const auto right_id = vocabulary.find(right);
   if (left_id == vocabulary.end() || right_id == vocabulary.end()) return std::nullopt;
-  const auto result = vocabulary.find(StrCat(left, right));
+  const auto result = vocabulary.find(Concat(left, right));
   if (result == vocabulary.end()) return std::nullopt;
   return Merge{left_id->second, right_id->second, result->second};
 }
@@ -70,7 +70,7 @@ std::vector<Merge> ParseMerges(const JsonCursor& merges, const TokenIds& vocabul
     }
     if (!merge) {
       merges[i].Fail(
-          StrCat(value.dump().substr(0, 200), " does not name two tokens that make a third"));
+          Concat(value.dump().substr(0, 200), " does not name two tokens that make a third"));
       return parsed;
     }
     parsed.push_back(*merge);
@@ -113,7 +113,7 @@ ModelSpec ParseModel(const JsonCursor& model) {
   if (!unk.IsNull()) {
     const auto found = spec.vocabulary.find(unk.String());
     if (found == spec.vocabulary.end()) {
-      unk.Fail(StrCat(Shown(unk.value()), " is not in the vocabulary"));
+      unk.Fail(Concat(Shown(unk.value()), " is not in the vocabulary"));
     } else {
       spec.options.unk = found->second;
     }

@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "base/concat.h"
 #include "coordinator/tokenizer/regex.h"
-#include "coordinator/tokenizer/strings.h"
 
 namespace sparsekv::tokenizer {
 namespace {
@@ -42,7 +42,7 @@ class Translator {
 
  private:
   void Refuse(std::string_view what) {
-    if (status_.ok()) status_ = absl::UnimplementedError(StrCat(what, " is not supported"));
+    if (status_.ok()) status_ = absl::UnimplementedError(Concat(what, " is not supported"));
   }
 
   void Copy(size_t count) {
@@ -61,11 +61,11 @@ class Translator {
     if (name == 's') return Replace(2, "\\p{White_Space}");
     if (name == 'S') return Replace(2, "\\P{White_Space}");
     if (name == 'w') {
-      return Replace(2, in_class_ ? std::string(kWordMembers) : StrCat("[", kWordMembers, "]"));
+      return Replace(2, in_class_ ? std::string(kWordMembers) : Concat("[", kWordMembers, "]"));
     }
-    if (name == 'W' && !in_class_) return Replace(2, StrCat("[^", kWordMembers, "]"));
+    if (name == 'W' && !in_class_) return Replace(2, Concat("[^", kWordMembers, "]"));
     if (name == 'W' || kRefusedEscapes.find(name) != std::string_view::npos || IsDigit(name)) {
-      return Refuse(StrCat(rest_.substr(0, 2), in_class_ ? " in a character class" : ""));
+      return Refuse(Concat(rest_.substr(0, 2), in_class_ ? " in a character class" : ""));
     }
     if ((name == 'p' || name == 'P') && rest_.size() > 2 && rest_[2] == '{') return Property();
     Copy(2);
@@ -78,9 +78,9 @@ class Translator {
     const size_t name_begin = rest_[3] == '^' ? 4 : 3;
     const std::string name(rest_.substr(name_begin, end - name_begin));
     if (name.size() > kLongestCategoryName) {
-      const std::string script = StrCat("sc:", name, "}");
+      const std::string script = Concat("sc:", name, "}");
       if (Regex::Compile("\\p{" + script).ok()) {
-        return Replace(end + 1, StrCat(rest_.substr(0, name_begin), script));
+        return Replace(end + 1, Concat(rest_.substr(0, name_begin), script));
       }
     }
     Copy(end + 1);
@@ -116,7 +116,7 @@ class Translator {
     const bool whole_group = rest_.substr(at).starts_with(":");
     if (!flags.empty() &&
         (!whole_group || flags.find_first_not_of("ix-") != std::string_view::npos)) {
-      return Refuse(StrCat("(?", flags));
+      return Refuse(Concat("(?", flags));
     }
     Copy(at);
   }
@@ -130,7 +130,7 @@ class Translator {
     const char next = at + 1 < rest_.size() ? rest_[at + 1] : '\0';
     const bool lazy_range = next == '?' && rest_.substr(1, at).find(',') != std::string_view::npos;
     if ((next == '?' && !lazy_range) || next == '+' || next == '*') {
-      return Refuse(StrCat(rest_.substr(0, at + 2)));
+      return Refuse(Concat(rest_.substr(0, at + 2)));
     }
     Copy(at + 1);
   }

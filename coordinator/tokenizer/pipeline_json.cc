@@ -3,8 +3,8 @@
 #include <string_view>
 #include <utility>
 
+#include "base/concat.h"
 #include "coordinator/tokenizer/oniguruma.h"
-#include "coordinator/tokenizer/strings.h"
 #include "coordinator/tokenizer/tokenizer_spec.h"
 #include "coordinator/tokenizer/utf8.h"
 
@@ -21,12 +21,12 @@ constexpr std::string_view kGpt2Words =
 std::shared_ptr<const Regex> CompileRegex(std::string_view pattern, const JsonCursor& at) {
   const absl::StatusOr<std::string> translated = TranslateOniguruma(pattern);
   if (!translated.ok()) {
-    at.Fail(StrCat(Shown(pattern), ": ", translated.status().message()));
+    at.Fail(Concat(Shown(pattern), ": ", translated.status().message()));
     return nullptr;
   }
   absl::StatusOr<std::shared_ptr<const Regex>> regex = Regex::Compile(*translated);
   if (!regex.ok()) {
-    at.Fail(StrCat(Shown(pattern), ": ", regex.status().message()));
+    at.Fail(Concat(Shown(pattern), ": ", regex.status().message()));
     return nullptr;
   }
   return *std::move(regex);
@@ -128,7 +128,7 @@ void AppendPreTokenizer(const JsonCursor& step, PreTokenizerSpec* spec) {
     return;
   }
   if (spec->byte_level) {
-    step["type"].Fail(StrCat(Shown(step["type"].value()), " after ByteLevel is not supported"));
+    step["type"].Fail(Concat(Shown(step["type"].value()), " after ByteLevel is not supported"));
   } else if (type == "ByteLevel") {
     AppendByteLevel(step, spec);
   } else if (type == "Split") {
@@ -180,7 +180,7 @@ struct DecoderParser {
     } else if (type == "Strip") {
       AppendStrip(step);
     } else if (is_joined || tokens_are_bytes) {
-      step["type"].Fail(StrCat(Shown(step["type"].value()), " in this place is not supported"));
+      step["type"].Fail(Concat(Shown(step["type"].value()), " in this place is not supported"));
     } else if (type == "Replace") {
       spec.steps.emplace_back(ParseReplace(step));
     } else if (type == "ByteFallback") {

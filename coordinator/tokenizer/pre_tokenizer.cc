@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/concat.h"
 #include "coordinator/tokenizer/strings.h"
 
 namespace sparsekv::tokenizer {
@@ -34,7 +35,7 @@ absl::Status PreTokenizer::RunFrom(size_t step, std::string_view piece, bool at_
   }
   if (std::holds_alternative<PrefixSpaceStep>(steps_[step])) {
     if (piece.starts_with(' ')) return RunFrom(step + 1, piece, at_start, sink);
-    return RunFrom(step + 1, StrCat(" ", piece), at_start, sink);
+    return RunFrom(step + 1, Concat(" ", piece), at_start, sink);
   }
   const auto& metaspace = std::get<MetaspaceStep>(steps_[step]);
   std::string marked = ReplaceAll(piece, " ", metaspace.mark);

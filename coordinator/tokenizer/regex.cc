@@ -7,7 +7,7 @@
 
 #include "absl/status/status.h"
 #include "base/check.h"
-#include "coordinator/tokenizer/strings.h"
+#include "base/concat.h"
 
 namespace sparsekv::tokenizer {
 namespace {
@@ -19,7 +19,7 @@ constexpr size_t kJitStackMax = size_t{4} << 20;  // grows on demand
 
 std::string ErrorText(int code) {
   PCRE2_UCHAR text[256];
-  if (pcre2_get_error_message(code, text, sizeof(text)) < 0) return StrCat("error ", code);
+  if (pcre2_get_error_message(code, text, sizeof(text)) < 0) return Concat("error ", code);
   return reinterpret_cast<const char*>(text);
 }
 
@@ -64,7 +64,7 @@ absl::StatusOr<std::shared_ptr<const Regex>> Regex::Compile(const std::string& p
       reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
       PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &offset, nullptr);
   if (code == nullptr) {
-    return absl::InvalidArgumentError(StrCat(ErrorText(error), " (at byte ", offset, ")"));
+    return absl::InvalidArgumentError(Concat(ErrorText(error), " (at byte ", offset, ")"));
   }
   // Where the machine does not allow JIT code the interpreter gives the same matches.
   (void)pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);
@@ -75,7 +75,7 @@ std::shared_ptr<const Regex> Regex::Literal(std::string_view text) {
   std::string pattern;
   for (const char c : text) {
     if (static_cast<unsigned char>(c) < 0x80) {
-      pattern += StrCat("\\x{", std::hex, static_cast<int>(c), "}");
+      pattern += Concat("\\x{", std::hex, static_cast<int>(c), "}");
     } else {
       pattern.push_back(c);
     }
@@ -93,7 +93,7 @@ absl::StatusOr<std::optional<Regex::Match>> Regex::Find(std::string_view text, s
   if (found == PCRE2_ERROR_NOMATCH) return std::nullopt;
   if (found < 0) {
     return absl::ResourceExhaustedError(
-        StrCat("the pre-tokenizer's regex gave up: ", ErrorText(found)));
+        Concat("the pre-tokenizer's regex gave up: ", ErrorText(found)));
   }
   const PCRE2_SIZE* bounds = pcre2_get_ovector_pointer(space.data());
   CHECK(start <= bounds[0] && bounds[0] <= bounds[1]);  // only \K could break it

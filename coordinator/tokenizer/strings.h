@@ -1,18 +1,9 @@
 #pragma once
 
-#include <sstream>
 #include <string>
 #include <string_view>
 
-// Debian's Abseil has a string_view of its own, so its string functions do not take std's.
 namespace sparsekv::tokenizer {
-
-template <typename... Parts>
-std::string StrCat(const Parts&... parts) {
-  std::ostringstream out;
-  (out << ... << parts);
-  return std::move(out).str();
-}
 
 // Every occurrence of `pattern`, from left to right, becomes `content`. REQUIRES: pattern is not
 // empty.

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/concat.h"
 #include "coordinator/tokenizer/byte_alphabet.h"
-#include "coordinator/tokenizer/strings.h"
 #include "coordinator/tokenizer/tokenizer_config.h"
 #include "coordinator/tokenizer/tokenizer_spec.h"
 
@@ -78,16 +78,16 @@ Tokenizer::Tokenizer(Parts parts) : parts_(std::move(parts)) {}
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& model_dir) {
   absl::StatusOr<TokenizerSpec> spec =
-      tokenizer::ReadTokenizerJson(tokenizer::StrCat(model_dir, "/tokenizer.json"));
+      tokenizer::ReadTokenizerJson(Concat(model_dir, "/tokenizer.json"));
   if (!spec.ok()) return spec.status();
-  const std::string config_path = tokenizer::StrCat(model_dir, "/tokenizer_config.json");
+  const std::string config_path = Concat(model_dir, "/tokenizer_config.json");
   const absl::StatusOr<TokenizerConfig> config = tokenizer::ReadTokenizerConfig(config_path);
   if (!config.ok()) return config.status();
 
   std::optional<uint32_t> bos_id;
   if (config->bos_token) bos_id = FindId(*spec, *config->bos_token);
   if (!spec->prefix && config->add_bos_token && !bos_id) {
-    return absl::InvalidArgumentError(tokenizer::StrCat(
+    return absl::InvalidArgumentError(Concat(
         config_path, ": add_bos_token is true, but bos_token names no token of the vocabulary"));
   }
   std::vector<uint32_t> prefix;
@@ -119,7 +119,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& mo
 absl::StatusOr<std::vector<uint32_t>> Tokenizer::Encode(std::string_view bytes, Bos bos) const {
   if (bytes.size() > kMaxTextBytes) {
     return absl::InvalidArgumentError(
-        tokenizer::StrCat("a text of ", bytes.size(), " bytes is longer than ", kMaxTextBytes));
+        Concat("a text of ", bytes.size(), " bytes is longer than ", kMaxTextBytes));
   }
   std::vector<uint32_t> ids;
   if (bos == Bos::kRule) ids = parts_.prefix;

@@ -1,8 +1,8 @@
 #include "coordinator/tokenizer/tokenizer_config.h"
 
 #include "absl/status/status.h"
+#include "base/json_file.h"
 #include "coordinator/tokenizer/json_cursor.h"
-#include "coordinator/tokenizer/json_file.h"
 
 namespace sparsekv::tokenizer {
 

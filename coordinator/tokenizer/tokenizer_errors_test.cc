@@ -3,7 +3,7 @@
 
 #include <functional>
 
-#include "coordinator/tokenizer/json_file.h"
+#include "base/json_file.h"
 #include "coordinator/tokenizer/model_dir_testing.h"
 
 namespace sparsekv::tokenizer {

@@ -1,8 +1,8 @@
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
-#include "coordinator/tokenizer/json_file.h"
-#include "coordinator/tokenizer/strings.h"
+#include "base/concat.h"
+#include "base/json_file.h"
 #include "coordinator/tokenizer/tokenizer_spec.h"
 
 namespace sparsekv::tokenizer {
@@ -41,7 +41,7 @@ void CheckIds(const TokenizerSpec& spec, const JsonCursor& document) {
     const auto [other, is_new] = token_of_id.try_emplace(id, token);
     if (!is_new) {
       return document["model"]["vocab"].Fail(
-          StrCat("gives the id ", id, " to ", Shown(token), " and to ", Shown(other->second)));
+          Concat("gives the id ", id, " to ", Shown(token), " and to ", Shown(other->second)));
     }
   }
   const JsonCursor added = document["added_tokens"];
@@ -50,19 +50,19 @@ void CheckIds(const TokenizerSpec& spec, const JsonCursor& document) {
     const AddedToken& token = spec.added_tokens[i];
     const auto [other, id_is_new] = token_of_id.try_emplace(token.id, token.content);
     if (!id_is_new && other->second != token.content) {
-      return added[i]["id"].Fail(StrCat(token.id, " already belongs to ", Shown(other->second)));
+      return added[i]["id"].Fail(Concat(token.id, " already belongs to ", Shown(other->second)));
     }
     const auto in_vocabulary = spec.model.vocabulary.find(token.content);
     const bool moves =
         in_vocabulary != spec.model.vocabulary.end() && in_vocabulary->second != token.id;
     if (moves || !added_ids.try_emplace(token.content, token.id).second) {
-      return added[i]["content"].Fail(StrCat(Shown(token.content), " already has an id"));
+      return added[i]["content"].Fail(Concat(Shown(token.content), " already has an id"));
     }
   }
   if (!spec.prefix) return;
   for (const uint32_t id : *spec.prefix) {
     if (!token_of_id.contains(id)) {
-      return document["post_processor"].Fail(StrCat("names the id ", id, ", which no token has"));
+      return document["post_processor"].Fail(Concat("names the id ", id, ", which no token has"));
     }
   }
 }
@@ -82,7 +82,7 @@ std::vector<AddedToken> ParseAddedTokens(const JsonCursor& tokens) {
                      .special = token["special"].BoolOr(false)});
     const size_t length = added.back().content.size();
     if (length == 0 || length > kMaxAddedTokenBytes) {
-      token["content"].Fail(StrCat("is not of 1 to ", kMaxAddedTokenBytes, " bytes"));
+      token["content"].Fail(Concat("is not of 1 to ", kMaxAddedTokenBytes, " bytes"));
     }
   }
   return added;

@@ -4,22 +4,19 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmath>
-#include <set>
 #include <utility>
-#include <vector>
 
-#include "gpu_worker/checkpoint/concat.h"
+#include "base/concat.h"
+#include "base/json_file.h"
 
 namespace sparsekv {
 namespace {
 
 using nlohmann::json;
 
-constexpr int kMaxDepth = 32;
 constexpr size_t kShownValueBytes = 80;
 
 // A value as an error shows it: one line, cut where it gets long.
@@ -38,65 +35,11 @@ absl::Status ErrnoStatus(const std::string& path, int error) {
   return absl::UnknownError(what);
 }
 
-absl::StatusOr<std::string> ReadAll(int fd, const std::string& path, size_t max_bytes) {
-  struct stat info;
-  if (fstat(fd, &info) != 0) return ErrnoStatus(path, errno);
-  if (!S_ISREG(info.st_mode)) {
-    return absl::InvalidArgumentError(Concat(path, ": not a regular file"));
-  }
-  const absl::Status too_large = absl::InvalidArgumentError(
-      Concat(path, ": larger than the ", max_bytes, " bytes such a file may have"));
-  if (static_cast<uint64_t>(info.st_size) > max_bytes) return too_large;
-  std::string bytes;
-  bytes.resize(static_cast<size_t>(info.st_size) + 1);  // one more, to notice a file that grew
-  size_t have = 0;
-  while (have < bytes.size()) {
-    const ssize_t got = read(fd, bytes.data() + have, bytes.size() - have);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return ErrnoStatus(path, errno);
-    if (got == 0) break;
-    have += static_cast<size_t>(got);
-  }
-  if (have == bytes.size()) {
-    return absl::InvalidArgumentError(Concat(path, ": changed while it was read"));
-  }
-  bytes.resize(have);
-  return bytes;
-}
-
 }  // namespace
 
 absl::StatusOr<json> ReadJsonObject(const std::string& path, size_t max_bytes) {
-  // O_NONBLOCK: opening a FIFO must not wait for a writer.
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0) return ErrnoStatus(path, errno);
-  absl::StatusOr<std::string> bytes = ReadAll(fd, path, max_bytes);
-  close(fd);
-  if (!bytes.ok()) return bytes.status();
-
-  std::string refused;
-  std::vector<std::set<std::string>> keys;  // of the objects that are open now
-  const auto watch = [&](int depth, json::parse_event_t event, json& parsed) {
-    if (!refused.empty()) return false;
-    if (depth > kMaxDepth) refused = Concat("nested deeper than ", kMaxDepth);
-    if (event == json::parse_event_t::object_start) keys.emplace_back();
-    if (event == json::parse_event_t::object_end) keys.pop_back();
-    if (event == json::parse_event_t::key) {
-      const std::string& key = parsed.get_ref<const std::string&>();
-      if (!keys.back().insert(key).second) refused = Concat("key ", Shown(parsed), " twice");
-    }
-    return refused.empty();
-  };
-  json value;
-  try {
-    value = json::parse(*bytes, watch);
-  } catch (const json::parse_error& error) {
-    return absl::InvalidArgumentError(Concat(path, ": not valid JSON (at byte ", error.byte, ")"));
-  } catch (const json::exception&) {  // a number out of double's range
-    return absl::InvalidArgumentError(Concat(path, ": not valid JSON"));
-  }
-  if (!refused.empty()) return absl::InvalidArgumentError(Concat(path, ": ", refused));
-  if (!value.is_object()) {
+  absl::StatusOr<json> value = ReadJsonFile(path, max_bytes);
+  if (value.ok() && !value->is_object()) {
     return absl::InvalidArgumentError(Concat(path, ": not a JSON object"));
   }
   return value;

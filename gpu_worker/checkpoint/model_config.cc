@@ -9,8 +9,8 @@
 
 #include "absl/status/status.h"
 #include "base/check.h"
+#include "base/concat.h"
 #include "base/limits.h"
-#include "gpu_worker/checkpoint/concat.h"
 #include "gpu_worker/checkpoint/json_file.h"
 
 namespace sparsekv {

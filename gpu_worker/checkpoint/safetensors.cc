@@ -13,7 +13,7 @@
 
 #include "absl/status/status.h"
 #include "base/check.h"
-#include "gpu_worker/checkpoint/concat.h"
+#include "base/concat.h"
 #include "gpu_worker/checkpoint/safetensors_header.h"
 
 namespace sparsekv {

@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
-#include "gpu_worker/checkpoint/concat.h"
+#include "base/concat.h"
 
 namespace sparsekv {
 namespace {

@@ -13,7 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_join.h"
 #include "base/check.h"
-#include "gpu_worker/checkpoint/concat.h"
+#include "base/concat.h"
 #include "gpu_worker/checkpoint/json_file.h"
 
 namespace sparsekv {

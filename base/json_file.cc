@@ -1,4 +1,4 @@
-#include "coordinator/tokenizer/json_file.h"
+#include "base/json_file.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -11,10 +11,9 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "coordinator/tokenizer/json_cursor.h"
-#include "coordinator/tokenizer/strings.h"
+#include "base/concat.h"
 
-namespace sparsekv::tokenizer {
+namespace sparsekv {
 namespace {
 
 using nlohmann::json;
@@ -33,27 +32,33 @@ class FileDescriptor {
   const int fd_;
 };
 
-absl::StatusOr<std::string> ReadFile(const std::string& path) {
+// As JSON would have it: nothing of the file reaches a terminal as it is.
+std::string Quoted(const std::string& key) {
+  return json(key).dump(-1, ' ', true, json::error_handler_t::replace);
+}
+
+absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max_bytes) {
   // O_NONBLOCK: opening a FIFO must not wait for a writer.
   const FileDescriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (file.get() < 0) {
-    const std::string why = StrCat(path, ": ", std::strerror(errno));
-    return errno == ENOENT ? absl::NotFoundError(why) : absl::InvalidArgumentError(why);
+    const std::string why = Concat(path, ": ", std::strerror(errno));
+    return errno == ENOENT || errno == ENOTDIR ? absl::NotFoundError(why)
+                                               : absl::InvalidArgumentError(why);
   }
   struct stat info;
   if (fstat(file.get(), &info) != 0 || !S_ISREG(info.st_mode)) {
-    return absl::InvalidArgumentError(StrCat(path, ": not a regular file"));
+    return absl::InvalidArgumentError(Concat(path, ": not a regular file"));
   }
-  if (static_cast<size_t>(info.st_size) > kMaxJsonFileBytes) {
+  if (static_cast<size_t>(info.st_size) > max_bytes) {
     return absl::InvalidArgumentError(
-        StrCat(path, ": ", info.st_size, " bytes, more than ", kMaxJsonFileBytes));
+        Concat(path, ": ", info.st_size, " bytes, more than ", max_bytes));
   }
   std::string text(static_cast<size_t>(info.st_size), '\0');
   size_t done = 0;
   while (done < text.size()) {
     const ssize_t got = read(file.get(), text.data() + done, text.size() - done);
     if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) return absl::InvalidArgumentError(StrCat(path, ": cannot be read whole"));
+    if (got <= 0) return absl::InvalidArgumentError(Concat(path, ": cannot be read whole"));
     done += static_cast<size_t>(got);
   }
   return text;
@@ -77,13 +82,13 @@ class DocumentBuilder : public nlohmann::json_sax<json> {
 
   bool key(string_t& name) override {
     auto [place, is_new] = open_.back()->get_ref<json::object_t&>().try_emplace(name);
-    if (!is_new) return Fail(StrCat("the key ", Shown(name), " appears twice"));
+    if (!is_new) return Fail(Concat("the key ", Quoted(name), " appears twice"));
     value_place_ = &place->second;
     return true;
   }
 
   bool parse_error(size_t position, const std::string&, const json::exception&) override {
-    return Fail(StrCat("not valid JSON at byte ", position));
+    return Fail(Concat("not valid JSON at byte ", position));
   }
 
   json TakeDocument() { return std::move(document_); }
@@ -116,7 +121,7 @@ class DocumentBuilder : public nlohmann::json_sax<json> {
 
   bool Open(json container) {
     if (open_.size() == kMaxJsonDepth) {
-      return Fail(StrCat("nested deeper than ", kMaxJsonDepth));
+      return Fail(Concat("nested deeper than ", kMaxJsonDepth));
     }
     open_.push_back(Place(std::move(container)));
     return true;
@@ -135,14 +140,14 @@ class DocumentBuilder : public nlohmann::json_sax<json> {
 
 }  // namespace
 
-absl::StatusOr<json> ReadJsonFile(const std::string& path) {
-  absl::StatusOr<std::string> text = ReadFile(path);
+absl::StatusOr<json> ReadJsonFile(const std::string& path, size_t max_bytes) {
+  absl::StatusOr<std::string> text = ReadFile(path, max_bytes);
   if (!text.ok()) return text.status();
   DocumentBuilder builder;
   if (!json::sax_parse(*text, &builder)) {
-    return absl::InvalidArgumentError(StrCat(path, ": ", builder.error()));
+    return absl::InvalidArgumentError(Concat(path, ": ", builder.error()));
   }
   return builder.TakeDocument();
 }
 
-}  // namespace sparsekv::tokenizer
+}  // namespace sparsekv
