@@ -62,7 +62,7 @@ void StepLoop::Apply(WorkerCommand command) {
     DropAll();
     session_ = 0;
   } else if (auto* arrived = std::get_if<PlanArrived>(&command)) {
-    if (arrived->session == session_) OnPlan(std::move(arrived->plan));
+    if (arrived->session == session_) OnPlan(arrived->plan);
   } else {
     stopping_ = true;
   }
@@ -85,7 +85,7 @@ void StepLoop::DropAll() {
   report_.Clear();
 }
 
-void StepLoop::OnPlan(v1::Plan plan) {
+void StepLoop::OnPlan(const v1::Plan& plan) {
   if (plan.epoch() <= epoch_) {
     spdlog::warn("plan {} came after plan {}", plan.epoch(), epoch_);
     return;

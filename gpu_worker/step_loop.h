@@ -64,7 +64,7 @@ class StepLoop {
 
   void Apply(WorkerCommand command);
   void OnOpened(uint64_t session);
-  void OnPlan(v1::Plan plan);
+  void OnPlan(const v1::Plan& plan);
   void Start(const v1::SequenceStart& start);
   void DropAll();
 
