@@ -203,7 +203,6 @@ void Engine::OnAllocated(uint64_t key, uint64_t incarnation,
   --slot.allocations_under_way;
   absl::Status status = blocks.status();
   if (status.ok()) {
-    slot.store_free_blocks = blocks->free_blocks();
     const auto count = static_cast<uint32_t>(blocks->blocks_size());
     if (count != request.need.host_blocks || blocks->generations_size() != blocks->blocks_size()) {
       status = absl::InternalError(
@@ -304,7 +303,6 @@ void Engine::Release(WorkerSlot& slot, uint64_t owner) {
       return;
     }
     slot.Forget(owner);
-    slot.store_free_blocks = response->free_blocks();
     Pump();
   });
 }

@@ -215,9 +215,6 @@ void Engine::OnStoreUp(const v1::DescribeResponse& store) {
   store_up_ = true;
   store_ = store;
   for (WorkerSlot& slot : slots_) {
-    if (slot.index() < static_cast<uint32_t>(store.free_blocks_size())) {
-      slot.store_free_blocks = store.free_blocks(static_cast<int>(slot.index()));
-    }
     slot.reconcile = WorkerSlot::Reconcile::kNeeded;  // no call is under way when a store comes up
     MaybeReconcile(slot);
   }
@@ -262,7 +259,6 @@ void Engine::OnReconciled(WorkerSlot& slot, const std::vector<uint64_t>& owners,
     return RetryLater();
   }
   slot.KeepOnly(owners);
-  slot.store_free_blocks = response->free_blocks();
   if (response->released_blocks() > 0) {
     spdlog::info("pool {}: {} blocks of unknown owners were released", slot.index(),
                  response->released_blocks());
@@ -376,17 +372,18 @@ void Engine::UpdateGauges() {
   }
   metrics_.requests_running.Set(static_cast<double>(running));
   metrics_.requests_waiting.Set(static_cast<double>(requests_.size() - running));
-  double free_blocks = 0, blocks = 0, label_bytes = 0;
+  double used_blocks = 0, blocks = 0, label_bytes = 0;
   for (const WorkerSlot& slot : slots_) {
     metrics_.worker_up[slot.index()]->Set(slot.up());
     blocks += store_.blocks_per_pool();
-    free_blocks += slot.store_free_blocks;
+    // The ledger: the store's answers overtake each other, so the last one may be an old one.
+    used_blocks += slot.held_blocks();
     // Reported while steps are made, so the last report is out of date when nothing runs.
     if (slot.active() > 0) label_bytes += static_cast<double>(slot.label_bytes);
   }
   const auto bytes_per_block = static_cast<double>(store_.bytes_per_block());
-  metrics_.host_kv_bytes_free.Set(free_blocks * bytes_per_block);
-  metrics_.host_kv_bytes_used.Set((blocks - free_blocks) * bytes_per_block);
+  metrics_.host_kv_bytes_free.Set((blocks - used_blocks) * bytes_per_block);
+  metrics_.host_kv_bytes_used.Set(used_blocks * bytes_per_block);
   metrics_.device_kv_bytes_labels.Set(label_bytes);
   metrics_.store_up.Set(store_up_);
 }

@@ -44,15 +44,20 @@ void WorkerSlot::KeepOnly(const std::vector<uint64_t>& owners) {
   });
 }
 
+uint32_t WorkerSlot::held_blocks() const {
+  uint32_t blocks = 0;
+  for (const auto& [owner, holding] : held_) blocks += holding.need.host_blocks;
+  return blocks;
+}
+
 WorkerCapacity WorkerSlot::Capacity(uint32_t pool_blocks) const {
-  uint32_t blocks = 0, pages = 0;
+  uint32_t pages = 0;
   for (const auto& [owner, holding] : held_) {
-    blocks += holding.need.host_blocks;
     if (holding.active) pages += holding.need.label_pages;
   }
   return {.ready = ready() && Clock::now() >= not_before,
           .blocks_total = pool_blocks,
-          .blocks_free = Less(pool_blocks, blocks),
+          .blocks_free = Less(pool_blocks, held_blocks()),
           .label_pages_total = hello_.label_pages(),
           .label_pages_free = Less(hello_.label_pages(), pages),
           .slots_free = Less(std::min(hello_.max_batch(), kMaxBatch), active())};

@@ -47,6 +47,7 @@ class WorkerSlot {
   void KeepOnly(const std::vector<uint64_t>& owners);
   WorkerCapacity Capacity(uint32_t pool_blocks) const;
   uint32_t active() const;
+  uint32_t held_blocks() const;  // not yet taken back by the store
 
   // The next plan.
   void AddStart(v1::SequenceStart start);
@@ -65,7 +66,6 @@ class WorkerSlot {
   Clock::time_point not_before;  // the store said "not now": no allocation until then
   Clock::time_point last_report;
   bool has_work = false;           // the last plan had members
-  uint32_t store_free_blocks = 0;  // as the store said last
   uint64_t label_bytes = 0;        // on the device, as last reported
 
  private:

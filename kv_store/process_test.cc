@@ -288,7 +288,10 @@ TEST_F(StoreProcess, SigtermAnswersTheCallsOfManyThreads) {
         v1::AllocateResponse grant;
         const grpc::Status status = stub->Allocate(&allocate, request, &grant);
         if (!status.ok()) {
-          EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE) << status.error_message();
+          // gRPC cancels what arrives while it shuts down; the caller must ask again later.
+          EXPECT_TRUE(status.error_code() == grpc::StatusCode::UNAVAILABLE ||
+                      status.error_code() == grpc::StatusCode::CANCELLED)
+              << status.error_code() << " " << status.error_message();
           return;
         }
         ++granted;
@@ -303,6 +306,9 @@ TEST_F(StoreProcess, SigtermAnswersTheCallsOfManyThreads) {
   while (granted < 100) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   ExpectCleanExit(Kill(SIGTERM));
   for (std::thread& caller : callers) caller.join();
+  Start(Args());
+  EXPECT_EQ(Reconcile(0, {}).second.free_blocks(), 8u);  // whole grants at most were left
+  ExpectCleanExit(Kill(SIGTERM));
 }
 
 TEST_F(StoreProcess, SigtermIsACleanQuickExit) {

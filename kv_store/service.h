@@ -26,7 +26,8 @@ class KvStoreServer {
                                                               const std::string& socket_path);
   virtual ~KvStoreServer() = default;
 
-  // Takes no more calls and waits until those in progress are answered. Blocks, so it must run on
+  // Takes no more calls (late ones end as UNAVAILABLE or CANCELLED, with nothing done or with a
+  // whole change done) and waits until those in progress are answered. Blocks, so it must run on
   // another thread than `io`'s, which must go on running meanwhile. Call exactly once.
   virtual void Shutdown() = 0;
 };
