@@ -136,8 +136,11 @@ grpc::ServerBidiReactor<v1::Plan, v1::Report>* WorkerServiceImpl::Run(
   if (current_) current_->Close({grpc::StatusCode::ABORTED, "another stream took over"});
   session_ = ++sessions_;
   current_ = new RunStream(this, session_);
-  Post(SessionOpened{session_});
-  current_->Start();
+  if (Post(SessionOpened{session_})) {
+    current_->Start();
+  } else {  // it hangs: without a hello the coordinator tries again
+    current_->Close({grpc::StatusCode::UNAVAILABLE, "the worker does not take commands"});
+  }
   return current_;
 }
 
