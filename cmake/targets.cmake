@@ -29,6 +29,9 @@ function(sparsekv_binary)
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} sparsekv_options)
 endfunction()
 
+# Builds the tests labelled small and what they need, nothing else: what runs under sanitizers.
+add_custom_target(small_tests)
+
 # sparsekv_test(NAME name SRCS a_test.cc ... DEPS target ... [LABELS small|process|gpu] [TIMEOUT s])
 function(sparsekv_test)
   cmake_parse_arguments(ARG "" "NAME;TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
@@ -44,5 +47,8 @@ function(sparsekv_test)
     set(ARG_TIMEOUT 300)
   endif()
   add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME})
+  if("small" IN_LIST ARG_LABELS)
+    add_dependencies(small_tests ${ARG_NAME})
+  endif()
   set_tests_properties(${ARG_NAME} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
 endfunction()

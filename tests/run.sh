@@ -8,14 +8,14 @@ cd "$(dirname "$0")/.."
 
 preset=${1:-release}
 case $preset in
-  release) build=build; select=() ;;
-  asan | tsan | debug) build=build/$preset; select=(-L small) ;;
+  release) build=build; target=all; select=() ;;
+  asan | tsan | debug) build=build/$preset; target=small_tests; select=(-L small) ;;
   *) echo "usage: tests/run.sh [release|debug|asan|tsan]" >&2; exit 2 ;;
 esac
 
 deploy/install-deps.sh
 [[ -f $build/build.ninja ]] || cmake --preset "$preset" >/dev/null
-cmake --build "$build"
+cmake --build "$build" --target "$target"
 
 export ASAN_OPTIONS=detect_leaks=1:abort_on_error=1
 export UBSAN_OPTIONS=print_stacktrace=1
