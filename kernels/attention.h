@@ -12,10 +12,10 @@ namespace sparsekv {
 // token (causal, dense), or, where `selection` is given, the selected rows of each KV head. Query
 // head h reads KV head h / group. out = sum_i softmax_i(scale * q . k_i) v_i in float32.
 //
-// A token's result depends only on its q and on the list of its rows: entries are taken in index
-// order, in tiles of 64 and splits of kAttendSplit entries counted from the list's start, whose
-// partial results merge in order. So dense equals a selection of all rows to the bit, and a chunk
-// of prefill equals the same tokens one by one.
+// A token's result depends only on its q and on the list of its rows: entries are taken in the
+// list's order, in tiles of 64 and splits of kAttendSplit entries counted from the list's start,
+// whose partial results merge in order. So dense equals a selection of all rows to the bit, and a
+// chunk of prefill equals the same tokens one by one.
 inline constexpr uint32_t kAttendTile = 64;
 inline constexpr uint32_t kAttendSplit = 1024;
 
@@ -23,8 +23,9 @@ struct AttendArgs {
   struct Item {
     StepSpan span;  // with a selection: exactly one token
     RowTable rows;
-    const uint32_t* selection =
-        nullptr;         // [kv_heads, selection_stride], ascending, or null = dense
+    // [kv_heads, selection_stride], rows (or slots) in the order in which they are summed; null =
+    // dense.
+    const uint32_t* selection = nullptr;
     uint32_t count = 0;  // entries of each selection
   };
   const float* q = nullptr;  // [step tokens, kv_heads * group, head_dim], after RoPE

@@ -4,8 +4,10 @@
 #include <string_view>
 
 #include "kernels/attention.h"
+#include "kernels/hot_rows.h"
 #include "kernels/labels.h"
 #include "kernels/matrix.h"
+#include "kernels/predict.h"
 #include "kernels/rope.h"
 #include "kernels/rows.h"
 #include "kernels/sample.h"
@@ -33,6 +35,11 @@ class Backend {
   virtual void ScoreLabels(const ScoreLabelsArgs& args) = 0;
   virtual void Select(const SelectArgs& args) = 0;
   virtual void Attend(const AttendArgs& args) = 0;
+  virtual void ExpandQuery(const ExpandQueryArgs& args) = 0;
+  virtual void Cosine(const CosineArgs& args) = 0;
+  virtual void Resolve(const ResolveArgs& args) = 0;
+  virtual void Forget(const ForgetArgs& args) = 0;
+  virtual void CopyRows(const CopyRowsArgs& args) = 0;
   virtual SampledToken Sample(const SampleArgs& args) = 0;
 };
 

@@ -34,6 +34,13 @@ struct AppendRowsArgs {
   struct Item {
     StepSpan span;
     RowTable rows;
+    // Where given: one token, whose row of KV head h goes to row slots[h * slot_stride] instead.
+    const uint32_t* slots = nullptr;
+    size_t slot_stride = 0;
+
+    std::byte* Row(uint32_t kv_head, uint32_t t) const {
+      return rows.Row(kv_head, slots ? slots[kv_head * slot_stride] : span.position + t);
+    }
   };
   const float* k = nullptr;  // [tokens, kv_heads, head_dim], after RoPE
   const float* v = nullptr;  // [tokens, kv_heads, head_dim]

@@ -38,6 +38,11 @@ class CpuBackend final : public Backend {
   void ScoreLabels(const ScoreLabelsArgs& args) override { cpu::ScoreLabels(args, context_); }
   void Select(const SelectArgs& args) override { cpu::Select(args, context_); }
   void Attend(const AttendArgs& args) override { cpu::Attend(args, context_); }
+  void ExpandQuery(const ExpandQueryArgs& args) override { cpu::ExpandQuery(args, context_); }
+  void Cosine(const CosineArgs& args) override { cpu::Cosine(args, context_); }
+  void Resolve(const ResolveArgs& args) override { cpu::Resolve(args, context_); }
+  void Forget(const ForgetArgs& args) override { cpu::Forget(args, context_); }
+  void CopyRows(const CopyRowsArgs& args) override { cpu::CopyRows(args, context_); }
   SampledToken Sample(const SampleArgs& args) override { return cpu::Sample(args, context_); }
 
  private:

@@ -31,6 +31,11 @@ void AppendLabels(const AppendLabelsArgs& args, Context& context);
 void ScoreLabels(const ScoreLabelsArgs& args, Context& context);
 void Select(const SelectArgs& args, Context& context);
 void Attend(const AttendArgs& args, Context& context);
+void ExpandQuery(const ExpandQueryArgs& args, Context& context);
+void Cosine(const CosineArgs& args, Context& context);
+void Resolve(const ResolveArgs& args, Context& context);
+void Forget(const ForgetArgs& args, Context& context);
+void CopyRows(const CopyRowsArgs& args, Context& context);
 SampledToken Sample(const SampleArgs& args, Context& context);
 
 // Keeps the cosines and sines of the last positions: a step rotates the queries and keys of every

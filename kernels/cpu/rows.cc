@@ -29,7 +29,7 @@ void AppendRow(const AppendRowsArgs& args, const AppendRowsArgs::Item& item, uin
   const size_t token = size_t{item.span.first} + t;
   for (uint32_t h = 0; h < layout.kv_heads; ++h) {
     const size_t from = (token * layout.kv_heads + h) * dim;
-    std::byte* row = item.rows.Row(h, item.span.position + t);
+    std::byte* row = item.Row(h, t);
     StoreRow(row, layout.dtype, args.k + from, 0, dim);
     StoreRow(row, layout.dtype, args.v + from, dim, dim);
   }

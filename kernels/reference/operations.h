@@ -15,6 +15,11 @@ void AppendLabels(const AppendLabelsArgs& args);
 void ScoreLabels(const ScoreLabelsArgs& args);
 void Select(const SelectArgs& args);
 void Attend(const AttendArgs& args);
+void ExpandQuery(const ExpandQueryArgs& args);
+void Cosine(const CosineArgs& args);
+void Resolve(const ResolveArgs& args);
+void Forget(const ForgetArgs& args);
+void CopyRows(const CopyRowsArgs& args);
 SampledToken Sample(const SampleArgs& args);
 
 }  // namespace sparsekv::reference

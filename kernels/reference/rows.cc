@@ -10,7 +10,7 @@ void AppendRows(const AppendRowsArgs& args) {
     for (uint32_t t = 0; t < item.span.tokens; ++t) {
       for (uint32_t h = 0; h < layout.kv_heads; ++h) {
         const size_t from = (size_t{item.span.first + t} * layout.kv_heads + h) * layout.head_dim;
-        std::byte* row = item.rows.Row(h, item.span.position + t);
+        std::byte* row = item.Row(h, t);
         for (size_t c = 0; c < layout.head_dim; ++c) {
           StoreValue(row, c, layout.dtype, args.k[from + c]);
           StoreValue(row, layout.head_dim + c, layout.dtype, args.v[from + c]);
