@@ -39,6 +39,7 @@ v1::SequenceStart MakeStart(const Request& request, const v1::AllocateResponse& 
   start.set_top_logprobs(params.logprobs);
   start.set_want_logprobs(params.logprobs > 0);
   start.set_owner(request.owner);
+  start.set_placement(request.placement);
   *start.mutable_blocks() = blocks.blocks();
   *start.mutable_generations() = blocks.generations();
   return start;
@@ -118,8 +119,9 @@ void Engine::OnPrepared(uint64_t key, absl::StatusOr<GenerateParams> params) {
   absl::Status status = params.status();
   if (status.ok()) {
     request->params = *std::move(params);
-    request->need = NeedOf(request->params.tokens(),
-                           request->params.attention == v1::ATTENTION_DOUBLE_SPARSITY);
+    request->need =
+        NeedOf(request->params.tokens(), request->params.attention == v1::ATTENTION_DOUBLE_SPARSITY,
+               request->params.budget);
     status = CheckCanEverFit(request->need);
   }
   if (!status.ok()) {
@@ -139,22 +141,13 @@ void Engine::OnPrepared(uint64_t key, absl::StatusOr<GenerateParams> params) {
 // is.
 absl::Status Engine::CheckCanEverFit(const Need& need) const {
   if (store_.pools() == 0) return absl::OkStatus();
-  uint32_t blocks = 0, pages = 0;
+  std::string why;
   for (const WorkerSlot& slot : slots_) {
     if (slot.incarnation() == 0) return absl::OkStatus();
-    const WorkerCapacity capacity = slot.Capacity(store_.blocks_per_pool());
-    if (CanEverFit(need, capacity)) return absl::OkStatus();
-    blocks = std::max(blocks, capacity.blocks_total);
-    pages = std::max(pages, capacity.label_pages_total);
+    why = WhyNever(need, slot.Capacity(store_.blocks_per_pool()), options_.placement);
+    if (why.empty()) return absl::OkStatus();
   }
-  if (need.host_blocks > blocks) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("prompt + max_new_tokens need ", need.host_blocks, " row blocks of ",
-                     kBlockTokens, " tokens, host memory has ", blocks));
-  }
-  return absl::ResourceExhaustedError(
-      absl::StrCat("prompt + max_new_tokens need ", need.label_pages, " label pages of ",
-                   kBlockTokens, " tokens, device memory has ", pages));
+  return absl::ResourceExhaustedError(why);
 }
 
 // By arrival, whatever took longer to tokenise or had to come back.
@@ -172,22 +165,22 @@ void Engine::Pump() {
   for (const WorkerSlot& slot : slots_) {
     capacities.push_back(slot.Capacity(store_.blocks_per_pool()));
   }
-  const std::vector<Placement> placements = Schedule(queue_, std::move(capacities));
-  queue_.erase(queue_.begin(), queue_.begin() + placements.size());
-  for (const Placement& placement : placements) {
-    Allocate(*Find(placement.key), placement.worker);
-  }
+  const std::vector<Admission> admissions =
+      Schedule(queue_, std::move(capacities), options_.placement);
+  queue_.erase(queue_.begin(), queue_.begin() + admissions.size());
+  for (const Admission& admission : admissions) Allocate(*Find(admission.key), admission);
 }
 
-void Engine::Allocate(Request& request, uint32_t worker) {
-  WorkerSlot& slot = slots_[worker];
+void Engine::Allocate(Request& request, const Admission& admission) {
+  WorkerSlot& slot = slots_[admission.worker];
   request.phase = Phase::kAllocating;
-  request.worker = worker;
+  request.worker = admission.worker;
+  request.placement = admission.placement;
   request.owner = NewBootId();  // what a failed attempt may have taken is never mistaken for this
-  slot.Hold(request.owner, request.need);
+  slot.Hold(request.owner, request.need, admission.row_blocks);
   ++slot.allocations_under_way;
   v1::AllocateRequest allocate;
-  allocate.set_pool(worker);
+  allocate.set_pool(admission.worker);
   allocate.set_owner(request.owner);
   allocate.set_tokens(request.params.tokens());
   options_.store->Allocate(

@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "coordinator/metrics.h"
+#include "coordinator/prefetch_control.h"
 #include "coordinator/request.h"
 #include "coordinator/scheduler.h"
 #include "coordinator/store_link.h"
@@ -41,6 +42,8 @@ class Engine final : public WorkerLink::Listener, public StoreLink::Listener {
     std::shared_ptr<StoreLink> store;
     std::vector<std::shared_ptr<WorkerLink>> workers;  // by pool
     uint32_t default_budget_denominator = 16;
+    PlacementPolicy placement = PlacementPolicy::kAuto;
+    PrefetchOptions prefetch;
     // Called when it can take jobs for the first time: the store and every worker are there.
     std::function<void()> on_ready = [] {};
     // Called with whether jobs can be served, whenever that changes.
@@ -92,7 +95,7 @@ class Engine final : public WorkerLink::Listener, public StoreLink::Listener {
   absl::Status CheckCanEverFit(const Need& need) const;
   void Enqueue(Request& request);
   void Pump();
-  void Allocate(Request& request, uint32_t worker);
+  void Allocate(Request& request, const Admission& admission);
   void OnAllocated(uint64_t key, uint64_t incarnation, absl::StatusOr<v1::AllocateResponse> blocks);
   // What became of an allocation that failed: tried again later, or the request's end.
   void OnNotAllocated(Request& request, const absl::Status& status);

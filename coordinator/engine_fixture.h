@@ -69,7 +69,8 @@ inline v1::WorkerHello TestHello(uint32_t pool) {
 class EngineFixture {
  public:
   explicit EngineFixture(uint32_t worker_count = 1, uint32_t blocks_per_pool = 16,
-                         std::chrono::milliseconds lease = std::chrono::seconds(30))
+                         std::chrono::milliseconds lease = std::chrono::seconds(30),
+                         PlacementPolicy placement = PlacementPolicy::kAuto)
       : store(std::make_shared<FakeStoreLink>(worker_count, blocks_per_pool)),
         metrics(worker_count),
         blocks(blocks_per_pool) {
@@ -89,6 +90,7 @@ class EngineFixture {
                         .metrics = &metrics,
                         .store = store,
                         .workers = links,
+                        .placement = placement,
                         .on_ready = [this] { ++ready; },
                         .on_serving = [this](bool on) { serving = on; },
                         .lease = lease,

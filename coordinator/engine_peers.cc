@@ -147,9 +147,6 @@ void Engine::OnEnd(WorkerSlot& slot, const v1::SequenceEnd& end) {
   slot.Remove(request->key);
   slot.EndOnDevice(request->owner);
   Release(slot, request->owner);
-  metrics_.rows_hit.Increment(static_cast<double>(end.sparsity().hits()));
-  metrics_.rows_missed.Increment(static_cast<double>(end.sparsity().misses()));
-  metrics_.exposed_stall_seconds.Increment(std::max(0.0, end.stall_s()));
   if (request->stream) OnSequenceDone(*request, end);
   Erase(request->key);
 }
@@ -180,9 +177,17 @@ void Engine::OnSequenceDone(Request& request, const v1::SequenceEnd& end) {
 }
 
 void Engine::OnStats(WorkerSlot& slot, const v1::EpochStats& stats) {
-  metrics_.rows_selected.Increment(static_cast<double>(stats.rows_selected()));
-  metrics_.fetch_bytes_direct.Increment(static_cast<double>(stats.fetch_bytes()));
-  slot.label_bytes = stats.label_bytes();
+  for (const v1::LayerStats& layer : stats.layers()) {
+    metrics_.rows_selected.Increment(static_cast<double>(layer.selected()));
+    metrics_.rows_hit.Increment(static_cast<double>(layer.hits()));
+    metrics_.rows_prefetched.Increment(static_cast<double>(layer.prefetched()));
+    metrics_.rows_missed.Increment(static_cast<double>(layer.missed()));
+    metrics_.exposed_stall_seconds.Increment(std::max(0.0, layer.stall_s()));
+  }
+  metrics_.fetch_bytes_direct.Increment(static_cast<double>(stats.direct_bytes()));
+  for (const v1::DeviceMemory& memory : stats.device_memory()) {
+    if (memory.kind() == "labels") slot.label_bytes = memory.used_bytes();
+  }
   // Half of the plan is used up, so that the next one arrives before the worker must wait. Shorter
   // ones are the rest of a plan that another has replaced: answering those would never end.
   // A used-up plan is always followed by another, or the worker would wait for ever.

@@ -10,6 +10,7 @@
 #include <boost/asio/post.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <future>
+#include <map>
 #include <string>
 #include <thread>
 #include <vector>
@@ -42,6 +43,8 @@ struct Options {
   int ready_fd = -1;
   int parent = 0;
   uint32_t default_budget_denominator = kDefaultBudgetDenominator;
+  PlacementPolicy placement = PlacementPolicy::kAuto;
+  PrefetchOptions prefetch;
 };
 
 void TellReady(int fd) {
@@ -118,6 +121,8 @@ absl::Status Run(const Options& options) {
                  .store = MakeStoreLink(io.get_executor(), &gate, options.store_socket),
                  .workers = std::move(workers),
                  .default_budget_denominator = options.default_budget_denominator,
+                 .placement = options.placement,
+                 .prefetch = options.prefetch,
                  .on_ready = [&] { TellReady(options.ready_fd); },
                  .on_serving = [&](bool on) { health->SetServing(on); },
                  .kill_worker = KillWorker});
@@ -156,6 +161,29 @@ absl::Status Run(const Options& options) {
   return absl::OkStatus();
 }
 
+// Names on the command line, and what they stand for.
+template <typename T>
+void AddChoice(CLI::App& app, const std::string& name, T& value, std::map<std::string, T> choices,
+               const std::string& help) {
+  app.add_option_function<std::string>(
+         name, [&value, choices](const std::string& chosen) { value = choices.at(chosen); }, help)
+      ->check(CLI::IsMember(choices));
+}
+
+void AddOffloadOptions(CLI::App& app, Options& options) {
+  AddChoice<PlacementPolicy>(app, "--placement", options.placement,
+                             {{"auto", PlacementPolicy::kAuto},
+                              {"resident", PlacementPolicy::kResident},
+                              {"offload", PlacementPolicy::kOffload}},
+                             "where token rows are read from: the device (resident), the segment "
+                             "(offload), or the device while there is room (auto, the default)");
+  AddChoice<bool>(app, "--predict", options.prefetch.predict, {{"on", true}, {"off", false}},
+                  "prefetch the rows that the layer before predicts (default on)");
+  AddChoice<bool>(
+      app, "--correction", options.prefetch.correct, {{"on", true}, {"none", false}},
+      "none: a predicted layer attends what was predicted, as in the paper (default on)");
+}
+
 int Main(int argc, char** argv) {
   Options options;
   CLI::App app{"sparsekv-coordinator: the front door (started by `sparsekv serve`)"};
@@ -173,6 +201,7 @@ int Main(int argc, char** argv) {
   app.add_option("--default-budget-denominator", options.default_budget_denominator,
                  "N of the budget 1/N for requests that name none")
       ->check(CLI::Range(1u, 1u << 20));
+  AddOffloadOptions(app, options);
   app.add_option("--parent-pid", options.parent, "exit when this process is gone");
   try {
     app.parse(argc, argv);

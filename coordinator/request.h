@@ -45,8 +45,9 @@ struct Request {
   Need need;
   std::optional<Completion> completion;
 
-  uint32_t worker = 0;  // from kAllocating on
-  uint64_t owner = 0;   // at the store; a new one for each attempt
+  uint32_t worker = 0;                                  // from kAllocating on
+  v1::Placement placement = v1::PLACEMENT_UNSPECIFIED;  // the same
+  uint64_t owner = 0;                                   // at the store; a new one for each attempt
 
   Clock::time_point arrived;
   Clock::time_point started;      // the plan that starts it was sent

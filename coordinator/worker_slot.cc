@@ -12,7 +12,10 @@ namespace {
 constexpr size_t kPromptIdsPerPlan = 1 << 20;
 static_assert((kPromptIdsPerPlan + kMaxContext) * 3.1 < kMaxMessageBytes);  // an id takes 3 bytes
 
-uint32_t Less(uint32_t total, uint32_t used) { return total > used ? total - used : 0; }
+template <typename T>
+T Less(T total, T used) {
+  return total > used ? total - used : 0;
+}
 
 }  // namespace
 
@@ -52,15 +55,22 @@ uint32_t WorkerSlot::held_blocks() const {
 
 WorkerCapacity WorkerSlot::Capacity(uint32_t pool_blocks) const {
   uint32_t pages = 0;
+  uint64_t row_blocks = 0;
   for (const auto& [owner, holding] : held_) {
-    if (holding.active) pages += holding.need.label_pages;
+    if (!holding.active) continue;
+    pages += holding.need.label_pages;
+    row_blocks += holding.row_blocks;
   }
   return {.ready = ready() && Clock::now() >= not_before,
           .blocks_total = pool_blocks,
           .blocks_free = Less(pool_blocks, held_blocks()),
           .label_pages_total = hello_.label_pages(),
           .label_pages_free = Less(hello_.label_pages(), pages),
-          .slots_free = Less(std::min(hello_.max_batch(), kMaxBatch), active())};
+          .slots_free = Less(std::min(hello_.max_batch(), kMaxBatch), active()),
+          .row_blocks_total = hello_.device_row_blocks(),
+          .row_blocks_free = Less<uint64_t>(hello_.device_row_blocks(), row_blocks),
+          .layers = hello_.model().layers(),
+          .hot_rows = hello_.hot_rows()};
 }
 
 uint32_t WorkerSlot::active() const {

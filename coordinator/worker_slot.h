@@ -39,8 +39,11 @@ class WorkerSlot {
   void OnDown();
 
   // The ledger: owners of blocks, from before the store is asked until it has taken them back.
-  void Hold(uint64_t owner, const Need& need) { held_[owner] = {need, /*active=*/true}; }
-  // The worker has ended it: slots and labels are free, blocks not yet.
+  // `row_blocks`: of the device.
+  void Hold(uint64_t owner, const Need& need, uint64_t row_blocks) {
+    held_[owner] = {need, row_blocks, /*active=*/true};
+  }
+  // The worker has ended it: its slot and the device's memory are free, host blocks not yet.
   void EndOnDevice(uint64_t owner);
   void Forget(uint64_t owner) { held_.erase(owner); }
   // Owners whose sequences live; the others are forgotten.
@@ -65,12 +68,13 @@ class WorkerSlot {
   bool plan_posted = false;      // a plan will be sent at the strand's next turn
   Clock::time_point not_before;  // the store said "not now": no allocation until then
   Clock::time_point last_report;
-  bool has_work = false;           // the last plan had members
-  uint64_t label_bytes = 0;        // on the device, as last reported
+  bool has_work = false;     // the last plan had members
+  uint64_t label_bytes = 0;  // on the device, as last reported
 
  private:
   struct Holding {
     Need need;
+    uint64_t row_blocks = 0;
     bool active = false;
   };
 
