@@ -33,7 +33,7 @@ int Main(int argc, char** argv) {
   AddCalibrate(app, &command);
   AddRecall(app, &command);
   AddLater(app, "eval", "judge selections on tasks", &command);
-  AddLater(app, "bench", "measure kernels, decode, fetch and serving", &command);
+  AddBench(app, &command);
   AddLater(app, "job", "jobs that outlive their client", &command);
   AddLater(app, "doctor", "what this machine can do", &command);
   try {

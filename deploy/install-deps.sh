@@ -8,6 +8,7 @@ packages=(
   libboost1.81-dev libspdlog-dev libcli11-dev libtomlplusplus-dev
   nlohmann-json3-dev rapidjson-dev libpcre2-dev libxxhash-dev libhwy-dev
   prometheus-cpp-dev libgtest-dev
+  libopenblas0  # only what `sparsekv bench kernels` compares prefill with
   jq curl procps
 )
 missing=()
