@@ -1,17 +1,22 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
 // How a worker gets the segment. It connects to the store's attach socket (packets,
 // base/unix_socket.h) and sends one AttachHello; the store answers with one AttachReply that
 // carries, if the status is kOk, two descriptors: meta (read-only) and the rows of the worker's
-// pool. Nothing else is ever sent, and the connection stays open: its hang-up tells each side at
-// once that the other is gone. Both sides refuse a peer of another user.
+// pool; where the store offers gather, three more: its memory (kv_store/gather_layout.h), the
+// doorbell and the completion eventfd. Nothing else is ever sent, and the connection stays open:
+// its hang-up tells each side at once that the other is gone. Both sides refuse a peer of another
+// user.
 namespace sparsekv::kv_store {
 
 inline constexpr uint64_t kAttachMagic = 0x5350'4b56'4154'5431;  // "SPKVATT1" from the high byte
-inline constexpr uint32_t kAttachVersion = 1;
+inline constexpr uint32_t kAttachVersion = 2;
+inline constexpr size_t kAttachFds = 2;
+inline constexpr size_t kAttachFdsWithGather = 5;
 
 struct AttachHello {
   uint64_t magic;

@@ -109,16 +109,31 @@ void AttachServer::OnHello(const std::shared_ptr<Session>& session) {
   absl::StatusOr<Packet> packet = ReceivePacket(socket, &hello, sizeof hello, 0);
   if (!packet.ok() && !absl::IsDataLoss(packet.status())) return Drop(session);
   const AttachReply reply = Judge(hello, packet.ok() ? packet->bytes : 0);
-  std::vector<int> fds;
   const bool accepted = reply.status == static_cast<uint32_t>(AttachStatus::kOk);
-  if (accepted) fds = {offer_.meta_fd, offer_.rows_fds[hello.pool]};
-  absl::Status sent = SendPacket(socket, &reply, sizeof reply, fds);
-  if (!sent.ok() || !accepted) {
-    spdlog::warn("attach: pool {} for worker {} refused: status {} {}", hello.pool,
-                 HexId(hello.worker_boot_id), reply.status, sent.ToString());
+  if (!accepted) {
+    spdlog::warn("attach: pool {} for worker {} refused: status {}", hello.pool,
+                 HexId(hello.worker_boot_id), reply.status);
+    [[maybe_unused]] const absl::Status told = SendPacket(socket, &reply, sizeof reply, {});
     return Drop(session);
   }
   Attached(session, hello);
+  absl::Status sent = SendPacket(socket, &reply, sizeof reply, Descriptors(hello.pool));
+  if (!sent.ok()) {
+    spdlog::warn("attach: {}", sent.ToString());
+    Drop(session);
+  }
+}
+
+std::vector<int> AttachServer::Descriptors(uint32_t pool) {
+  std::vector<int> fds = {offer_.meta_fd, offer_.rows_fds[pool]};
+  if (!offer_.gather) return fds;
+  absl::StatusOr<GatherServer::Offer> gather = offer_.gather->Open(pool);
+  if (gather.ok()) {
+    fds.insert(fds.end(), {gather->memory_fd, gather->doorbell_fd, gather->completion_fd});
+  } else {  // the worker reads directly
+    spdlog::warn("attach: pool {} goes without gather: {}", pool, gather.status().ToString());
+  }
+  return fds;
 }
 
 AttachReply AttachServer::Judge(const AttachHello& hello, size_t bytes) {
@@ -174,6 +189,7 @@ void AttachServer::Drop(std::shared_ptr<Session> session) {
   greeting_.erase(session);
   if (session->worker_boot_id == 0) return;
   CHECK_EQ(attached_.erase(session->pool), 1u);
+  if (offer_.gather) offer_.gather->Close(session->pool);
   spdlog::info("attach: worker {} left pool {}", HexId(session->worker_boot_id), session->pool);
 }
 

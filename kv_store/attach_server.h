@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "base/shared_memory.h"
 #include "kv_store/attach.h"
+#include "kv_store/gather_server.h"
 
 namespace sparsekv::kv_store {
 
@@ -28,8 +29,9 @@ class AttachServer {
   struct Offer {
     uint64_t store_boot_id = 0;
     uint64_t segment_id = 0;
-    int meta_fd = -1;           // read-only
-    std::vector<int> rows_fds;  // one per pool
+    int meta_fd = -1;                // read-only
+    std::vector<int> rows_fds;       // one per pool
+    GatherServer* gather = nullptr;  // must outlive this; null: none is offered
   };
 
   // Listens at `path`, which has mode 0600. The offer's descriptors stay the caller's and must stay
@@ -51,6 +53,7 @@ class AttachServer {
   void StartSession(UniqueFd socket);
   void OnHello(const std::shared_ptr<Session>& session);
   AttachReply Judge(const AttachHello& hello, size_t bytes);
+  std::vector<int> Descriptors(uint32_t pool);
   void Attached(const std::shared_ptr<Session>& session, const AttachHello& hello);
   void Drop(std::shared_ptr<Session> session);
 

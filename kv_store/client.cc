@@ -10,6 +10,7 @@
 #include "base/ids.h"
 #include "base/unix_socket.h"
 #include "kv_store/attach.h"
+#include "kv_store/gather_server.h"
 
 namespace sparsekv::kv_store {
 namespace {
@@ -51,7 +52,13 @@ std::string RowsName(uint32_t layer, uint32_t block) {
 struct SegmentClient::Connection {
   UniqueFd socket;
   AttachReply reply;
-  std::vector<UniqueFd> fds;  // meta, rows
+  std::vector<UniqueFd> fds;  // as in kv_store/attach.h
+  bool offers_gather() const { return fds.size() == kAttachFdsWithGather; }
+  GatherClient::Fds TakeGatherFds() {
+    return {.memory = std::move(fds[2]),
+            .doorbell = std::move(fds[3]),
+            .completion = std::move(fds[4])};
+  }
 };
 
 SegmentClient::~SegmentClient() = default;
@@ -84,9 +91,10 @@ absl::StatusOr<SegmentClient::Connection> SegmentClient::Connect(const std::stri
     return absl::FailedPreconditionError(absl::StrCat(attach_socket, " is no attach socket"));
   }
   if (absl::Status status = RefusalStatus(reply, pool); !status.ok()) return status;
-  if (packet->fds.size() != 2) {
-    return absl::DataLossError(
-        absl::StrCat("the store passed ", packet->fds.size(), " descriptors, not 2"));
+  if (packet->fds.size() != kAttachFds && packet->fds.size() != kAttachFdsWithGather) {
+    return absl::DataLossError(absl::StrCat("the store passed ", packet->fds.size(),
+                                            " descriptors, not ", kAttachFds, " or ",
+                                            kAttachFdsWithGather));
   }
   return Connection{std::move(*socket), reply, std::move(packet->fds)};
 }
@@ -103,7 +111,14 @@ absl::StatusOr<std::unique_ptr<SegmentClient>> SegmentClient::Attach(
   absl::Status mapped =
       client->Map(connection->fds[0].get(), connection->fds[1].get(), connection->reply.segment_id);
   if (!mapped.ok()) return mapped;
-  client->connection_ = std::move(connection->socket);
+  client->connection_ = std::make_shared<UniqueFd>(std::move(connection->socket));
+  if (connection->offers_gather()) {
+    absl::StatusOr<std::unique_ptr<GatherClient>> gather =
+        GatherClient::Make(client->layout(), client->store_boot_id(), connection->TakeGatherFds(),
+                           client->connection_);
+    if (!gather.ok()) return gather.status();
+    client->gather_ = std::move(*gather);
+  }
   return client;
 }
 
@@ -172,14 +187,8 @@ absl::Status SegmentClient::CheckBlock(uint32_t block, uint64_t owner, uint32_t 
     return absl::InvalidArgumentError(
         absl::StrCat("block ", block, ", and the pool has ", layout().blocks));
   }
-  const BlockHeader& shared = header(block);
-  const uint64_t tag = shared.tag.load(std::memory_order_acquire);
-  const uint64_t found_owner = shared.owner.load(std::memory_order_acquire);
-  const uint64_t found_fingerprint = shared.fingerprint.load(std::memory_order_acquire);
-  const uint32_t found_position = shared.first_position.load(std::memory_order_acquire);
-  // Tags never come back, so a change while the fields were copied shows in this one.
-  const uint64_t tag_after = shared.tag.load(std::memory_order_relaxed);
-  for (uint64_t seen : {tag, tag_after}) {
+  const BlockFacts found = ReadBlock(header(block));
+  for (uint64_t seen : {found.tag, found.tag_after}) {
     if (TagGeneration(seen) != generation) {
       return Mismatch(BlockName(block), "generation", TagGeneration(seen), generation);
     }
@@ -188,12 +197,12 @@ absl::Status SegmentClient::CheckBlock(uint32_t block, uint64_t owner, uint32_t 
                       static_cast<uint32_t>(BlockState::kHeld));
     }
   }
-  if (found_owner != owner) return Mismatch(BlockName(block), "owner", found_owner, owner);
-  if (found_position != first_position) {
-    return Mismatch(BlockName(block), "first position", found_position, first_position);
+  if (found.owner != owner) return Mismatch(BlockName(block), "owner", found.owner, owner);
+  if (found.first_position != first_position) {
+    return Mismatch(BlockName(block), "first position", found.first_position, first_position);
   }
-  if (found_fingerprint != fingerprint()) {
-    return Mismatch(BlockName(block), "fingerprint", found_fingerprint, fingerprint());
+  if (found.fingerprint != fingerprint()) {
+    return Mismatch(BlockName(block), "fingerprint", found.fingerprint, fingerprint());
   }
   return absl::OkStatus();
 }
@@ -225,27 +234,21 @@ absl::Status SegmentClient::CheckRows(uint32_t layer, uint32_t block, uint64_t o
                                                    ", and there are ", layout().layers, " and ",
                                                    layout().blocks));
   }
-  const RowStamp& shared = stamp(layer, block);
-  const uint64_t tag = shared.tag.load(std::memory_order_acquire);
-  const uint64_t found_owner = shared.owner.load(std::memory_order_acquire);
-  const uint64_t found_fingerprint = shared.fingerprint.load(std::memory_order_acquire);
-  const uint32_t found_layer = shared.layer.load(std::memory_order_acquire);
-  const uint32_t found_position = shared.first_position.load(std::memory_order_acquire);
-  const uint64_t tag_after = shared.tag.load(std::memory_order_relaxed);
-  for (uint64_t seen : {tag, tag_after}) {
+  const StampFacts found = ReadStamp(stamp(layer, block));
+  for (uint64_t seen : {found.tag, found.tag_after}) {
     if (TagGeneration(seen) != generation) {
       return Mismatch(RowsName(layer, block), "generation", TagGeneration(seen), generation);
     }
   }
-  if (found_owner != owner) return Mismatch(RowsName(layer, block), "owner", found_owner, owner);
-  if (found_layer != layer) return Mismatch(RowsName(layer, block), "layer", found_layer, layer);
-  if (found_position != first_position) {
-    return Mismatch(RowsName(layer, block), "first position", found_position, first_position);
+  if (found.owner != owner) return Mismatch(RowsName(layer, block), "owner", found.owner, owner);
+  if (found.layer != layer) return Mismatch(RowsName(layer, block), "layer", found.layer, layer);
+  if (found.first_position != first_position) {
+    return Mismatch(RowsName(layer, block), "first position", found.first_position, first_position);
   }
-  if (found_fingerprint != fingerprint()) {
-    return Mismatch(RowsName(layer, block), "fingerprint", found_fingerprint, fingerprint());
+  if (found.fingerprint != fingerprint()) {
+    return Mismatch(RowsName(layer, block), "fingerprint", found.fingerprint, fingerprint());
   }
-  const uint32_t rows_valid = TagLow(tag);
+  const uint32_t rows_valid = TagLow(found.tag);
   if (rows_valid < rows_at_least || rows_valid > kBlockTokens) {
     return Mismatch(RowsName(layer, block), "rows_valid", rows_valid, rows_at_least);
   }
@@ -253,7 +256,7 @@ absl::Status SegmentClient::CheckRows(uint32_t layer, uint32_t block, uint64_t o
 }
 
 bool SegmentClient::store_alive() const {
-  return local_table_ != nullptr || (connection_ && !PeerHungUp(connection_.get()));
+  return local_table_ != nullptr || (connection_ && !PeerHungUp(connection_->get()));
 }
 
 absl::Status SegmentClient::Reattach() {
@@ -265,9 +268,36 @@ absl::Status SegmentClient::Reattach() {
         absl::StrCat("the store serves segment ", HexId(connection->reply.segment_id),
                      ", this worker maps ", HexId(facts_.segment_id)));
   }
-  connection_ = std::move(connection->socket);
+  connection_ = std::make_shared<UniqueFd>(std::move(connection->socket));
   store_boot_id_.store(connection->reply.store_boot_id, std::memory_order_release);
+  if (gather_ && connection->offers_gather()) {
+    return gather_->Renew(connection->reply.store_boot_id, connection->TakeGatherFds(),
+                          connection_);
+  }
   return absl::OkStatus();
+}
+
+void SegmentClient::StartLocalGather(uint32_t threads, size_t staging_bytes) {
+  CHECK(local_table_ != nullptr && gather_ == nullptr);
+  absl::StatusOr<std::unique_ptr<GatherServer>> server =
+      GatherServer::Start({.layout = layout(),
+                           .fingerprint = fingerprint(),
+                           .store_boot_id = store_boot_id(),
+                           .threads = threads,
+                           .staging_bytes = staging_bytes},
+                          {{.blocks = BlocksOf(meta_.data()), .rows = rows_.data()}});
+  CHECK(server.ok());
+  absl::StatusOr<GatherServer::Offer> offer = (*server)->Open(0);
+  CHECK(offer.ok());
+  absl::StatusOr<std::unique_ptr<GatherClient>> gather =
+      GatherClient::Make(layout(), store_boot_id(),
+                         {.memory = UniqueFd(dup(offer->memory_fd)),
+                          .doorbell = UniqueFd(dup(offer->doorbell_fd)),
+                          .completion = UniqueFd(dup(offer->completion_fd))},
+                         std::make_shared<UniqueFd>());
+  CHECK(gather.ok());
+  local_gather_ = std::move(*server);
+  gather_ = std::move(*gather);
 }
 
 absl::StatusOr<BlockGrant> SegmentClient::Grant(uint32_t tokens, uint64_t owner) {

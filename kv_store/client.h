@@ -11,9 +11,12 @@
 #include "base/row_layout.h"
 #include "base/shared_memory.h"
 #include "kv_store/block_table.h"
+#include "kv_store/gather_client.h"
 #include "kv_store/segment_layout.h"
 
 namespace sparsekv::kv_store {
+
+class GatherServer;
 
 // A worker's hold on the segment: its pool of rows, writable, and the store's block table,
 // read-only. Rows and stamps stay usable while the store is down; the mappings live as long as this
@@ -75,6 +78,15 @@ class SegmentClient {
   // this client's rows are nobody's: make a new one.
   absl::Status Reattach();
 
+  // Requests for rows, served by the store's threads; null where the store at Attach offered none.
+  // Lives as long as this, over Reattach too.
+  GatherClient* gather() const { return gather_.get(); }
+
+  // Local segments only, once, before gather() is used: serves gather() with threads of this
+  // process. With no threads every request expires. Memory that cannot be had aborts.
+  // REQUIRES: staging_bytes hold a slot (kv_store/gather_layout.h).
+  void StartLocalGather(uint32_t threads, size_t staging_bytes = kDefaultStagingBytes);
+
   // Local segments only: grants and releases as the store would (kv_store/block_table.h).
   absl::StatusOr<BlockGrant> Grant(uint32_t tokens, uint64_t owner);
   void ReleaseLocal(uint64_t owner);
@@ -97,8 +109,10 @@ class SegmentClient {
   Mapping rows_;
 
   std::atomic<uint64_t> store_boot_id_{0};
-  UniqueFd connection_;
-  std::unique_ptr<BlockTable> local_table_;  // null unless local
+  std::shared_ptr<const UniqueFd> connection_;  // gather_ watches it too
+  std::unique_ptr<BlockTable> local_table_;     // null unless local
+  std::unique_ptr<GatherServer> local_gather_;  // null unless local; reads the mappings above
+  std::unique_ptr<GatherClient> gather_;        // may be null
 };
 
 }  // namespace sparsekv::kv_store

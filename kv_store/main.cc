@@ -21,6 +21,7 @@
 #include "base/log.h"
 #include "kv_store/attach_server.h"
 #include "kv_store/block_table.h"
+#include "kv_store/gather_server.h"
 #include "kv_store/memory_check.h"
 #include "kv_store/segment.h"
 #include "kv_store/service.h"
@@ -30,6 +31,8 @@ namespace {
 
 constexpr char kProgram[] = "sparsekv-kv-store";
 constexpr int kMaxFd = 1 << 20;  // below 3 lie the standard streams
+constexpr uint32_t kMaxGatherThreads = 64;
+constexpr size_t kMaxStagingBytes = size_t{1} << 40;
 
 struct Flags {
   std::string grpc_socket;
@@ -39,6 +42,8 @@ struct Flags {
   RowLayout layout;
   uint64_t fingerprint = 0;
   pid_t parent_pid = 0;  // 0: whoever it is at the start
+  uint32_t gather_threads = 1;
+  size_t staging_bytes = kDefaultStagingBytes;
 };
 
 std::string CheckHexId(const std::string& text) {
@@ -82,6 +87,11 @@ std::optional<int> ParseFlags(int argc, char** argv, Flags* flags) {
       ->check(CheckHexId);
   app.add_option("--parent-pid", flags->parent_pid, "exit if this is not the parent")
       ->check(CLI::PositiveNumber);
+  app.add_option("--gather-threads", flags->gather_threads,
+                 "that copy rows for the workers of all pools; 0: workers read rows themselves")
+      ->check(CLI::Range(0u, kMaxGatherThreads));
+  app.add_option("--staging-bytes", flags->staging_bytes, "for each pool's worker")
+      ->check(CLI::Range(size_t{1}, kMaxStagingBytes));
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp& help) {
@@ -92,6 +102,12 @@ std::optional<int> ParseFlags(int argc, char** argv, Flags* flags) {
   }
   flags->layout.dtype = *ParseDType(dtype);
   flags->fingerprint = std::stoull(fingerprint, nullptr, 16);
+  const size_t slot = GatherGeometry::Of(flags->layout.row_bytes(), 0).slot_bytes();
+  if (flags->gather_threads > 0 && flags->staging_bytes < slot) {
+    PrintError(kProgram, absl::StrCat("--staging-bytes: ", flags->staging_bytes,
+                                      " do not hold one request (", slot, ")"));
+    return 2;
+  }
   return std::nullopt;
 }
 
@@ -105,13 +121,43 @@ absl::Status FollowParent(pid_t expected, pid_t parent_at_start) {
   return absl::OkStatus();
 }
 
+// What the gather memory of a worker at each pool will need is left free.
 absl::StatusOr<Segment> OpenSegment(const Flags& flags, uint64_t boot_id) {
   absl::StatusOr<size_t> available = AvailableMemory();
   if (!available.ok()) return available.status();
+  if (flags.gather_threads > 0) {
+    const size_t gather =
+        flags.rows_fds.size() * GatherServer::BytesPerWorker(flags.layout, flags.staging_bytes);
+    absl::Status status = CheckMemory(gather, *available, "gather");
+    if (!status.ok()) return status;
+    *available -= gather;
+  }
   std::vector<UniqueFd> rows_fds;
   for (int fd : flags.rows_fds) rows_fds.emplace_back(fd);
   return Segment::Open({.layout = flags.layout, .fingerprint = flags.fingerprint},
                        UniqueFd(flags.meta_fd), std::move(rows_fds), boot_id, *available);
+}
+
+// Null if none is asked for. `rows` gets the mappings, which must outlive the server.
+absl::StatusOr<std::unique_ptr<GatherServer>> StartGather(const Flags& flags, uint64_t boot_id,
+                                                          const Segment& segment,
+                                                          std::vector<Mapping>& rows) {
+  if (flags.gather_threads == 0) return nullptr;
+  const SegmentFacts& facts = segment.facts();
+  std::vector<GatherServer::Pool> pools;
+  for (uint32_t pool = 0; pool < facts.pools; ++pool) {
+    absl::StatusOr<Mapping> mapping = segment.MapRows(pool);
+    if (!mapping.ok()) return mapping.status();
+    pools.push_back(
+        {.blocks = segment.blocks() + size_t{pool} * facts.layout.blocks, .rows = mapping->data()});
+    rows.push_back(std::move(*mapping));
+  }
+  return GatherServer::Start({.layout = facts.layout,
+                              .fingerprint = facts.fingerprint,
+                              .store_boot_id = boot_id,
+                              .threads = flags.gather_threads,
+                              .staging_bytes = flags.staging_bytes},
+                             std::move(pools));
 }
 
 absl::Status Serve(const Flags& flags) {
@@ -130,12 +176,17 @@ absl::Status Serve(const Flags& flags) {
       segment->bytes(), facts.pools, facts.layout.blocks, table.takeover().owners,
       table.takeover().held_blocks, table.takeover().settled_blocks);
 
+  std::vector<Mapping> rows;
+  absl::StatusOr<std::unique_ptr<GatherServer>> gather =
+      StartGather(flags, boot_id, *segment, rows);
+  if (!gather.ok()) return gather.status();
   boost::asio::io_context io;
   boost::asio::signal_set signals(io, SIGTERM);
   AttachServer::Offer offer = {.store_boot_id = boot_id,
                                .segment_id = facts.segment_id,
                                .meta_fd = segment->meta_read_only_fd(),
-                               .rows_fds = {}};
+                               .rows_fds = {},
+                               .gather = gather->get()};
   for (uint32_t pool = 0; pool < facts.pools; ++pool)
     offer.rows_fds.push_back(segment->rows_fd(pool));
   // Whoever gets an answer to Describe may count on the attach socket: it opens first.
@@ -158,7 +209,10 @@ absl::Status Serve(const Flags& flags) {
   });
   io.run();
   shutdown.join();
-  spdlog::info("boot {} stops", HexId(boot_id));
+  const GatherServer::Counters counters =
+      *gather ? (*gather)->counters() : GatherServer::Counters{};
+  spdlog::info("boot {} stops: gathered {} rows for {} requests, refused {}", HexId(boot_id),
+               counters.rows, counters.requests, counters.refused);
   return absl::OkStatus();
 }
 

@@ -59,10 +59,10 @@ absl::StatusOr<size_t> AvailableMemory(const MemorySources& sources) {
   return absl::NotFoundError(absl::StrCat(sources.meminfo, " has no MemAvailable"));
 }
 
-absl::Status CheckMemory(size_t needed_bytes, size_t available_bytes) {
+absl::Status CheckMemory(size_t needed_bytes, size_t available_bytes, const char* what) {
   if (needed_bytes <= available_bytes) return absl::OkStatus();
   return absl::ResourceExhaustedError(
-      absl::StrCat("segment needs ", needed_bytes, " bytes, ", available_bytes, " are available"));
+      absl::StrCat(what, " needs ", needed_bytes, " bytes, ", available_bytes, " are available"));
 }
 
 }  // namespace sparsekv::kv_store

@@ -18,7 +18,7 @@ struct MemorySources {
 };
 absl::StatusOr<size_t> AvailableMemory(const MemorySources& sources = {});
 
-// RESOURCE_EXHAUSTED, with both numbers, if a segment needs more than is available.
-absl::Status CheckMemory(size_t needed_bytes, size_t available_bytes);
+// RESOURCE_EXHAUSTED, with both numbers, if `what` needs more than is available.
+absl::Status CheckMemory(size_t needed_bytes, size_t available_bytes, const char* what = "segment");
 
 }  // namespace sparsekv::kv_store

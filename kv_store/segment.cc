@@ -168,6 +168,10 @@ absl::Status Segment::Adopt(const Spec& spec, int meta_fd) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<Mapping> Segment::MapRows(uint32_t pool) const {
+  return Mapping::OfFile(rows_fd(pool), RowsBytes(facts_.layout), Mapping::Access::kRead);
+}
+
 size_t Segment::bytes() const { return meta_.size() + rows_fds_.size() * RowsBytes(facts_.layout); }
 
 }  // namespace sparsekv::kv_store

@@ -12,7 +12,7 @@
 namespace sparsekv::kv_store {
 
 // The store's own hold on the segment: meta mapped writable, and the descriptors that workers get.
-// Rows are not mapped here. Constant after Open, apart from the table that meta holds.
+// Constant after Open, apart from the table that meta holds.
 //
 // The memfds come from the parent, so the segment outlives a store. The seal on meta, set last,
 // says that a segment is complete: without it Open makes one (again, if an earlier store died over
@@ -35,6 +35,8 @@ class Segment {
   bool adopted() const { return adopted_; }  // made by an earlier store
   int meta_read_only_fd() const { return meta_read_only_.get(); }
   int rows_fd(uint32_t pool) const { return rows_fds_.at(pool).get(); }
+  // A pool's rows and stamps, to read; independent of this.
+  absl::StatusOr<Mapping> MapRows(uint32_t pool) const;
   // Of all the files.
   size_t bytes() const;
 

@@ -104,6 +104,41 @@ inline RowStamp* StampsOf(std::byte* rows, const RowLayout& layout) {
   return reinterpret_cast<RowStamp*>(rows + layout.pool_bytes());
 }
 
+inline const RowStamp* StampsOf(const std::byte* rows, const RowLayout& layout) {
+  return reinterpret_cast<const RowStamp*>(rows + layout.pool_bytes());
+}
+
+// A record's fields, copied while its owner may be changing them: good if both tags are the one
+// that is expected. Tags never come back, so a change in between shows in the second.
+struct BlockFacts {
+  uint64_t tag, owner, fingerprint;
+  uint32_t first_position;
+  uint64_t tag_after;
+};
+struct StampFacts {
+  uint64_t tag, owner, fingerprint;
+  uint32_t layer, first_position;
+  uint64_t tag_after;
+};
+// Braced initialisers run in order, and acquire order keeps the last load behind the others.
+inline BlockFacts ReadBlock(const BlockHeader& shared) {
+  constexpr auto kAcquire = std::memory_order_acquire;
+  return {.tag = shared.tag.load(kAcquire),
+          .owner = shared.owner.load(kAcquire),
+          .fingerprint = shared.fingerprint.load(kAcquire),
+          .first_position = shared.first_position.load(kAcquire),
+          .tag_after = shared.tag.load(std::memory_order_relaxed)};
+}
+inline StampFacts ReadStamp(const RowStamp& shared) {
+  constexpr auto kAcquire = std::memory_order_acquire;
+  return {.tag = shared.tag.load(kAcquire),
+          .owner = shared.owner.load(kAcquire),
+          .fingerprint = shared.fingerprint.load(kAcquire),
+          .layer = shared.layer.load(kAcquire),
+          .first_position = shared.first_position.load(kAcquire),
+          .tag_after = shared.tag.load(std::memory_order_relaxed)};
+}
+
 // What a header says, copied out of shared memory and bounds-checked: every field lies within the
 // limits. `valid` is false if magic, version or a field does not.
 struct SegmentFacts {
