@@ -1,11 +1,14 @@
 #pragma once
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 
 #include "kv_store/client.h"
+#include "kv_store/gather_server.h"
 
 // For tests: sequences whose every row is known, and a store's gather side with no store around it.
 namespace sparsekv::kv_store {
@@ -30,23 +33,38 @@ inline bool RowIs(const std::byte* row, size_t row_bytes, uint64_t value) {
   return true;
 }
 
+// Where a row lies in a pool at `rows`.
+inline std::byte* RowAt(std::byte* rows, const RowLayout& layout, uint32_t layer, RowRef ref) {
+  return rows + layout.BlockOffset(layer, ref.block) + layout.RowOffset(ref.kv_head, ref.token);
+}
+
+// Stamps a block of a layer with `valid` rows, in the order that a worker keeps to.
+inline void Stamp(std::byte* rows, const RowLayout& layout, uint32_t layer, uint32_t block,
+                  uint64_t owner, uint32_t generation, uint32_t first_position, uint32_t valid) {
+  RowStamp& stamp = StampsOf(rows, layout)[size_t{layer} * layout.blocks + block];
+  stamp.tag = 0;
+  stamp.owner = owner;
+  stamp.fingerprint = kTestFingerprint;
+  stamp.layer = layer;
+  stamp.first_position = first_position;
+  stamp.tag = MakeTag(generation, valid);
+}
+
 // Fills the first `tokens` rows of a grant in every layer and KV head, as a worker would.
-inline void WriteSequence(SegmentClient& segment, const BlockGrant& grant, uint64_t owner,
-                          uint32_t tokens) {
-  const RowLayout& layout = segment.layout();
+inline void WriteSequence(std::byte* rows, const RowLayout& layout, const BlockGrant& grant,
+                          uint64_t owner, uint32_t tokens) {
   for (uint32_t layer = 0; layer < layout.layers; ++layer) {
     for (uint32_t i = 0; i * kBlockTokens < tokens; ++i) {
-      const uint32_t block = grant.blocks[i], first = i * kBlockTokens;
-      segment.StampRows(layer, block, owner, grant.generations[i], first);
-      const uint32_t rows = std::min(kBlockTokens, tokens - first);
-      for (uint32_t head = 0; head < layout.kv_heads; ++head) {
-        for (uint32_t token = 0; token < rows; ++token) {
-          WriteRow(
-              segment.rows() + layout.BlockOffset(layer, block) + layout.RowOffset(head, token),
-              layout.row_bytes(), RowValue(layer, owner, head, first + token));
+      const uint32_t block = grant.blocks[i], generation = grant.generations[i];
+      const uint32_t first = i * kBlockTokens, count = std::min(kBlockTokens, tokens - first);
+      Stamp(rows, layout, layer, block, owner, generation, first, 0);
+      for (uint16_t head = 0; head < layout.kv_heads; ++head) {
+        for (uint16_t token = 0; token < count; ++token) {
+          WriteRow(RowAt(rows, layout, layer, {block, generation, head, token}), layout.row_bytes(),
+                   RowValue(layer, owner, head, first + token));
         }
       }
-      segment.PublishRows(layer, block, rows);
+      Stamp(rows, layout, layer, block, owner, generation, first, count);
     }
   }
 }
@@ -57,5 +75,23 @@ inline RowRef RefOf(const BlockGrant& grant, uint32_t kv_head, uint32_t position
           .kv_head = static_cast<uint16_t>(kv_head),
           .token = static_cast<uint16_t>(position % kBlockTokens)};
 }
+
+// What a worker gets of an offer: duplicates, as the attach socket makes them.
+inline GatherClient::Fds Duplicates(const GatherServer::Offer& offer) {
+  return {.memory = UniqueFd(dup(offer.memory_fd)),
+          .doorbell = UniqueFd(dup(offer.doorbell_fd)),
+          .completion = UniqueFd(dup(offer.completion_fd))};
+}
+
+// Another look at the gather memory of an offer, for what no worker should write there.
+struct RawGather {
+  RawGather(const GatherServer::Offer& offer, size_t row_bytes)
+      : memory(*Mapping::OfFile(offer.memory_fd, *FileBytes(offer.memory_fd),
+                                Mapping::Access::kReadWrite)),
+        view(memory.data(), {.slots = reinterpret_cast<GatherHeader*>(memory.data())->slots,
+                             .row_bytes = row_bytes}) {}
+  Mapping memory;
+  GatherView view;
+};
 
 }  // namespace sparsekv::kv_store
