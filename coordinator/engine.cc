@@ -54,7 +54,7 @@ Engine::Engine(Options options)
       retry_(options_.strand),
       watch_(options_.strand) {
   for (size_t i = 0; i < options_.workers.size(); ++i) {
-    slots_.emplace_back(static_cast<uint32_t>(i), options_.workers[i]);
+    slots_.emplace_back(static_cast<uint32_t>(i), options_.workers[i], options_.prefetch);
   }
 }
 

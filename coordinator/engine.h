@@ -31,7 +31,8 @@ namespace sparsekv {
 // once; every block that was taken is given back once the worker is done with it, or by
 // reconciliation.
 //
-// engine.cc: requests. engine_peers.cc: what workers and the store report.
+// engine.cc: requests. engine_peers.cc: what workers and the store report. engine_metrics.cc: what
+// is shown.
 class Engine final : public WorkerLink::Listener, public StoreLink::Listener {
  public:
   struct Options {
@@ -113,7 +114,8 @@ class Engine final : public WorkerLink::Listener, public StoreLink::Listener {
   void OnEnd(WorkerSlot& slot, const v1::SequenceEnd& end);
   // The request that this worker runs, or null.
   Request* FindOn(const WorkerSlot& slot, uint64_t key);
-  void OnStats(WorkerSlot& slot, const v1::EpochStats& stats);
+  void OnStats(WorkerSlot& slot, uint64_t epoch, const v1::EpochStats& stats);
+
   void OnSequenceDone(Request& request, const v1::SequenceEnd& end);
   void PostPlan(WorkerSlot& slot);
   void SendPlan(WorkerSlot& slot);
@@ -127,6 +129,12 @@ class Engine final : public WorkerLink::Listener, public StoreLink::Listener {
   void WatchWorkers();
   void CheckServing();
   void CheckIdle();
+
+  // What is shown.
+  void CountEpoch(const WorkerSlot& slot, const v1::EpochStats& stats);
+  void ShowPrefetch(const WorkerSlot& slot);
+  void ShowPrefetchChanges(const WorkerSlot& slot,
+                           const std::vector<PrefetchControl::Change>& changes);
 
   Options options_;
   Metrics& metrics_;

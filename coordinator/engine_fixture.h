@@ -60,6 +60,7 @@ inline v1::WorkerHello TestHello(uint32_t pool) {
   auto* model = hello.mutable_model();
   model->set_vocab_size(256);
   model->set_context(4096);
+  model->set_layers(3);
   model->set_fingerprint("00000000000000aa");
   model->set_double_sparsity(true);
   return hello;
@@ -70,7 +71,8 @@ class EngineFixture {
  public:
   explicit EngineFixture(uint32_t worker_count = 1, uint32_t blocks_per_pool = 16,
                          std::chrono::milliseconds lease = std::chrono::seconds(30),
-                         PlacementPolicy placement = PlacementPolicy::kAuto)
+                         PlacementPolicy placement = PlacementPolicy::kAuto,
+                         PrefetchOptions prefetch = {})
       : store(std::make_shared<FakeStoreLink>(worker_count, blocks_per_pool)),
         metrics(worker_count),
         blocks(blocks_per_pool) {
@@ -91,6 +93,7 @@ class EngineFixture {
                         .store = store,
                         .workers = links,
                         .placement = placement,
+                        .prefetch = prefetch,
                         .on_ready = [this] { ++ready; },
                         .on_serving = [this](bool on) { serving = on; },
                         .lease = lease,

@@ -31,10 +31,14 @@ absl::Status Engine::AdoptModel(uint32_t worker, const v1::WorkerHello& hello) {
         absl::StrCat("it uses pool ", hello.pool(), ", its socket is that of pool ", worker));
   }
   if (hello.max_batch() == 0) return absl::FailedPreconditionError("max_batch is 0");
+  if (hello.model().layers() > kMaxLayers) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("layers: ", hello.model().layers(), " is over ", kMaxLayers));
+  }
   if (model_) {
     const auto& info = model_->info;
     if (info.fingerprint() == hello.model().fingerprint() &&
-        info.context() == hello.model().context() &&
+        info.context() == hello.model().context() && info.layers() == hello.model().layers() &&
         info.double_sparsity() == hello.model().double_sparsity()) {
       return absl::OkStatus();
     }
@@ -61,6 +65,8 @@ void Engine::OnWorkerUp(uint32_t worker, uint64_t boot_id, const v1::WorkerHello
     restarts.Increment();
   }
   slot.OnUp(boot_id, hello);
+  metrics_.AddLayers(worker, hello.model().layers());
+  ShowPrefetch(slot);
   // Its old sequences are gone now, and nobody writes to their blocks any more.
   slot.reconcile = slot.reconcile == WorkerSlot::Reconcile::kUnderWay
                        ? WorkerSlot::Reconcile::kNeededAgain
@@ -100,7 +106,7 @@ void Engine::OnWorkerReport(uint32_t worker, const v1::Report& report) {
   slot.last_report = Clock::now();
   for (const v1::TokenEvent& event : report.tokens()) OnToken(slot, event);
   for (const v1::SequenceEnd& end : report.ends()) OnEnd(slot, end);
-  if (report.has_stats()) OnStats(slot, report.stats());
+  if (report.has_stats()) OnStats(slot, report.epoch(), report.stats());
   if (!report.ends().empty()) Pump();
 }
 
@@ -176,18 +182,10 @@ void Engine::OnSequenceDone(Request& request, const v1::SequenceEnd& end) {
   }
 }
 
-void Engine::OnStats(WorkerSlot& slot, const v1::EpochStats& stats) {
-  for (const v1::LayerStats& layer : stats.layers()) {
-    metrics_.rows_selected.Increment(static_cast<double>(layer.selected()));
-    metrics_.rows_hit.Increment(static_cast<double>(layer.hits()));
-    metrics_.rows_prefetched.Increment(static_cast<double>(layer.prefetched()));
-    metrics_.rows_missed.Increment(static_cast<double>(layer.missed()));
-    metrics_.exposed_stall_seconds.Increment(std::max(0.0, layer.stall_s()));
-  }
-  metrics_.fetch_bytes_direct.Increment(static_cast<double>(stats.direct_bytes()));
-  for (const v1::DeviceMemory& memory : stats.device_memory()) {
-    if (memory.kind() == "labels") slot.label_bytes = memory.used_bytes();
-  }
+void Engine::OnStats(WorkerSlot& slot, uint64_t epoch, const v1::EpochStats& stats) {
+  CountEpoch(slot, stats);
+  const auto changes = slot.OnStats(epoch, stats);
+  if (!changes.empty()) ShowPrefetchChanges(slot, changes);
   // Half of the plan is used up, so that the next one arrives before the worker must wait. Shorter
   // ones are the rest of a plan that another has replaced: answering those would never end.
   // A used-up plan is always followed by another, or the worker would wait for ever.
@@ -368,29 +366,6 @@ absl::Status Engine::Readiness() const {
   }
   if (!any_ready) return absl::UnavailableError("no worker is there");
   return absl::OkStatus();
-}
-
-void Engine::UpdateGauges() {
-  size_t running = 0;
-  for (const auto& [key, request] : requests_) {
-    running += request->phase != Phase::kPreparing && request->phase != Phase::kQueued;
-  }
-  metrics_.requests_running.Set(static_cast<double>(running));
-  metrics_.requests_waiting.Set(static_cast<double>(requests_.size() - running));
-  double used_blocks = 0, blocks = 0, label_bytes = 0;
-  for (const WorkerSlot& slot : slots_) {
-    metrics_.worker_up[slot.index()]->Set(slot.up());
-    blocks += store_.blocks_per_pool();
-    // The ledger: the store's answers overtake each other, so the last one may be an old one.
-    used_blocks += slot.held_blocks();
-    // Reported while steps are made, so the last report is out of date when nothing runs.
-    if (slot.active() > 0) label_bytes += static_cast<double>(slot.label_bytes);
-  }
-  const auto bytes_per_block = static_cast<double>(store_.bytes_per_block());
-  metrics_.host_kv_bytes_free.Set((blocks - used_blocks) * bytes_per_block);
-  metrics_.host_kv_bytes_used.Set(used_blocks * bytes_per_block);
-  metrics_.device_kv_bytes_labels.Set(label_bytes);
-  metrics_.store_up.Set(store_up_);
 }
 
 }  // namespace sparsekv

@@ -30,6 +30,7 @@ class FakeWorkerLink final : public WorkerLink {
       [](const v1::SequenceStart&, uint32_t index) { return 'a' + index % 26; };
   v1::WorkerHello hello;
   size_t unsent_plans = 0;
+  uint64_t plan_epoch_of_reports = 0;  // 0 = as it is
 
   void Start(Listener* listener) override { listener_ = listener; }
   void Send(v1::Plan plan) override {
@@ -69,7 +70,7 @@ class FakeWorkerLink final : public WorkerLink {
     Report(report);
   }
   void Report(v1::Report report) {
-    report.set_epoch(epoch_);
+    report.set_epoch(plan_epoch_of_reports > 0 ? plan_epoch_of_reports : epoch_);
     if (listener_) listener_->OnWorkerReport(worker_, report);
   }
   void Fail(uint64_t id, int code, const std::string& error) {

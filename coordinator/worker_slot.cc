@@ -25,6 +25,9 @@ void WorkerSlot::OnUp(uint64_t boot_id, const v1::WorkerHello& hello) {
   hello_ = hello;
   ++incarnation_;
   epoch_ = 0;
+  settings_epoch_ = 1;
+  control_ = PrefetchControl(prefetch_, hello.device_row_blocks() > 0 ? hello.model().layers() : 0);
+  reported_memory_.clear();
   last_report = Clock::now();
 }
 
@@ -32,7 +35,6 @@ void WorkerSlot::OnDown() {
   up_ = false;
   members_.clear();
   starts_.clear();
-  label_bytes = 0;
   for (auto& [owner, holding] : held_) holding.active = false;
 }
 
@@ -103,7 +105,27 @@ v1::Plan WorkerSlot::TakePlan(uint64_t coordinator_boot_id, bool decoding) {
   plan.mutable_members()->Add(members_.begin(), members_.end());
   plan.set_prefill_unit_tokens(PrefillUnitTokens(decoding));
   plan.set_valid_steps(kPlanSteps);
+  control_.FillPlan(&plan);
   return plan;
+}
+
+// Steps of plans before the settings of now say nothing about them. (The last few of those come
+// under the next plan's epoch; they are too few to matter.)
+std::vector<PrefetchControl::Change> WorkerSlot::OnStats(uint64_t epoch,
+                                                         const v1::EpochStats& stats) {
+  reported_memory_.assign(stats.device_memory().begin(), stats.device_memory().end());
+  if (epoch < settings_epoch_) return {};
+  auto changes = control_.OnEpoch(stats);
+  if (!changes.empty()) settings_epoch_ = epoch_ + 1;
+  return changes;
+}
+
+// Reported while steps are made: without sequences the last report is out of date, and what is held
+// is what was held at the start.
+std::vector<v1::DeviceMemory> WorkerSlot::DeviceMemory() const {
+  if (!up_) return {};
+  if (active() > 0 && !reported_memory_.empty()) return reported_memory_;
+  return {hello_.device_memory().begin(), hello_.device_memory().end()};
 }
 
 }  // namespace sparsekv

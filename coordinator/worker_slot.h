@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "coordinator/prefetch_control.h"
 #include "coordinator/scheduler.h"
 #include "coordinator/worker_link.h"
 #include "sparsekv/v1/worker.pb.h"
@@ -22,8 +23,8 @@ class WorkerSlot {
   // allocated in this pool.
   enum class Reconcile { kNeeded, kUnderWay, kNeededAgain, kDone };
 
-  WorkerSlot(uint32_t index, std::shared_ptr<WorkerLink> link)
-      : index_(index), link_(std::move(link)) {}
+  WorkerSlot(uint32_t index, std::shared_ptr<WorkerLink> link, PrefetchOptions prefetch)
+      : index_(index), link_(std::move(link)), prefetch_(prefetch) {}
 
   uint32_t index() const { return index_; }
   WorkerLink& link() { return *link_; }
@@ -61,6 +62,12 @@ class WorkerSlot {
   // `decoding`: some member has had its first token. The plan's starts are the worker's from now
   // on; starts that would make the message too large are left for another plan.
   v1::Plan TakePlan(uint64_t coordinator_boot_id, bool decoding);
+
+  // Figures of a report with this epoch. What changes goes into the next plan.
+  std::vector<PrefetchControl::Change> OnStats(uint64_t epoch, const v1::EpochStats& stats);
+  const PrefetchControl& prefetch() const { return control_; }
+  // The device's memory by kind, while it is up.
+  std::vector<v1::DeviceMemory> DeviceMemory() const;
   bool has_starts() const { return !starts_.empty(); }
 
   Reconcile reconcile = Reconcile::kNeeded;
@@ -68,8 +75,7 @@ class WorkerSlot {
   bool plan_posted = false;      // a plan will be sent at the strand's next turn
   Clock::time_point not_before;  // the store said "not now": no allocation until then
   Clock::time_point last_report;
-  bool has_work = false;     // the last plan had members
-  uint64_t label_bytes = 0;  // on the device, as last reported
+  bool has_work = false;  // the last plan had members
 
  private:
   struct Holding {
@@ -80,6 +86,7 @@ class WorkerSlot {
 
   const uint32_t index_;
   const std::shared_ptr<WorkerLink> link_;
+  const PrefetchOptions prefetch_;
   bool up_ = false;
   uint64_t boot_id_ = 0;
   uint64_t incarnation_ = 0;
@@ -88,6 +95,9 @@ class WorkerSlot {
   std::vector<uint64_t> members_;          // in order of start
   std::vector<v1::SequenceStart> starts_;  // not sent yet; members too
   uint64_t epoch_ = 0;
+  PrefetchControl control_;      // of no layer where rows are not counted
+  uint64_t settings_epoch_ = 1;  // the first plan with the settings of now
+  std::vector<v1::DeviceMemory> reported_memory_;
 };
 
 }  // namespace sparsekv
