@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a build needs on Debian 12. As root; may be repeated; silent when nothing is missing.
+#   deploy/install-deps.sh           to build and serve
+#   deploy/install-deps.sh --tests   and what tests look at besides
 set -euo pipefail
 
 packages=(
@@ -8,9 +10,13 @@ packages=(
   libboost1.81-dev libspdlog-dev libcli11-dev libtomlplusplus-dev
   nlohmann-json3-dev rapidjson-dev libpcre2-dev libxxhash-dev libhwy-dev
   prometheus-cpp-dev libgtest-dev
-  libopenblas0  # only what `sparsekv bench kernels` compares prefill with
   jq curl procps
 )
+case ${1:-} in
+  '') ;;
+  --tests) packages+=(prometheus) ;;  # for promtool
+  *) echo "usage: deploy/install-deps.sh [--tests]" >&2; exit 2 ;;
+esac
 missing=()
 for package in "${packages[@]}"; do
   [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
@@ -18,5 +24,16 @@ done
 ((${#missing[@]})) || exit 0
 echo "installing: ${missing[*]}" >&2
 export DEBIAN_FRONTEND=noninteractive
+
+# No package starts a daemon here, now or at boot.
+policy=/usr/sbin/policy-rc.d
+if [[ ! -e $policy ]]; then
+  trap 'rm -f "$policy"' EXIT
+  printf '#!/bin/sh\nexit 101\n' >"$policy"
+  chmod +x "$policy"
+fi
 apt-get update -qq
 apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+if [[ " ${missing[*]} " == *" prometheus "* ]] && command -v systemctl >/dev/null; then
+  systemctl disable --quiet prometheus.service
+fi

@@ -13,7 +13,7 @@ case $preset in
   *) echo "usage: tests/run.sh [release|debug|asan|tsan]" >&2; exit 2 ;;
 esac
 
-deploy/install-deps.sh
+deploy/install-deps.sh --tests
 [[ -f $build/build.ninja ]] || cmake --preset "$preset" >/dev/null
 cmake --build "$build" --target "$target"
 
