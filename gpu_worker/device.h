@@ -3,15 +3,19 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "gpu_worker/channel_config.h"
 #include "gpu_worker/checkpoint/model_config.h"
 #include "gpu_worker/checkpoint/weights.h"
 #include "gpu_worker/device_arena.h"
-#include "gpu_worker/label_pool.h"
 #include "gpu_worker/memory_plan.h"
 #include "gpu_worker/model.h"
+#include "gpu_worker/page_pool.h"
+#include "gpu_worker/prefetcher.h"
+#include "gpu_worker/query_predictor.h"
+#include "gpu_worker/row_fetcher.h"
 #include "kernels/backend.h"
 
 namespace sparsekv {
@@ -32,15 +36,9 @@ struct ModelFiles {
   RowLayout Layout(uint32_t blocks) const;
 };
 
-// Everything that one device holds: backend, memory, labels, model. Built once at start; belongs to
-// the device thread. The model files and the row pool outlive it.
+// Everything that one device holds: backend, memory, rows, labels, model. Built once at start;
+// belongs to the device thread. The model files, the row pool and the store's client outlive it.
 struct Device {
-  std::unique_ptr<Backend> backend;
-  std::unique_ptr<DeviceArena> arena;
-  std::unique_ptr<LabelPool> labels;  // of 0 pages without a channel config
-  std::unique_ptr<Model> model;
-  MemoryPlan plan;
-
   struct Options {
     size_t device_bytes = 0;
     uint32_t max_batch = 0;
@@ -49,8 +47,38 @@ struct Device {
     bool reference = false;  // the reference backend (tests)
     RowLayout row_layout;
     std::byte* row_pool = nullptr;
+    RowMode rows;
+    uint32_t selection = 0;  // MemoryPlan::Request, with the next
+    uint32_t row_blocks = 0;
+    LinkSpec link;                             // not in place
+    kv_store::GatherClient* gather = nullptr;  // predictions are fetched by the store; null: direct
+    Timeline* timeline = nullptr;
   };
   static absl::StatusOr<Device> Make(const ModelFiles& files, const Options& options);
+
+  // The plan by kind, and what of it sequences hold.
+  struct MemoryUse {
+    std::string kind;
+    size_t bytes = 0, used_bytes = 0;
+  };
+  std::vector<MemoryUse> Memory() const;
+
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<DeviceArena> arena;
+  MemoryPlan plan;
+  std::unique_ptr<PagePool> labels;           // of 0 pages without a channel config
+  std::unique_ptr<DeviceRows> rows;           // null in place; so the next four
+  std::unique_ptr<SimulatedLink> link;        // null: none is simulated
+  std::unique_ptr<QueryPredictor> predictor;  // null: no predictions
+  std::unique_ptr<RowFetcher> fetcher;
+  std::unique_ptr<Attention> attention;
+  std::unique_ptr<Model> model;
+  std::unique_ptr<Prefetcher> prefetcher;  // last: its thread writes into the rest
+
+ private:
+  absl::Status MakeRows(const ModelFiles& files, const Options& options);
+  absl::Status MakeAttention(const ModelFiles& files, const Options& options,
+                             const Scratch& scratch);
 };
 
 }  // namespace sparsekv

@@ -17,7 +17,7 @@ DeviceArena::~DeviceArena() {
 }
 
 absl::StatusOr<std::byte*> DeviceArena::Take(const std::string& kind, size_t bytes) {
-  const size_t padded = (bytes + kAlign - 1) / kAlign * kAlign;
+  const size_t padded = Padded(bytes);
   if (padded > free_bytes()) {
     return absl::ResourceExhaustedError(absl::StrCat("device memory: ", kind, " needs ", padded,
                                                      " bytes, ", free_bytes(), " of ",

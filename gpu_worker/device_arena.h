@@ -26,6 +26,9 @@ class DeviceArena {
   // needs and what is left.
   absl::StatusOr<std::byte*> Take(const std::string& kind, size_t bytes);
 
+  // What Take takes of the budget.
+  static size_t Padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
   size_t budget_bytes() const { return budget_bytes_; }
   size_t used_bytes() const { return used_bytes_; }
   size_t free_bytes() const { return budget_bytes_ - used_bytes_; }

@@ -1,43 +1,175 @@
 #include "gpu_worker/local_runner.h"
 
-#include <numeric>
+#include <algorithm>
+#include <cstring>
 
 #include "base/check.h"
+#include "gpu_worker/layerwise_prefill.h"
 
 namespace sparsekv {
+
+namespace {
+
+constexpr unsigned kGatherThreads = 1;
+
+uint32_t Pages(uint32_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<LocalRunner>> LocalRunner::Make(const ModelFiles& files,
                                                                const Options& options) {
   std::unique_ptr<LocalRunner> runner(new LocalRunner());
-  const uint32_t blocks = (options.max_tokens + kBlockTokens - 1) / kBlockTokens;
-  runner->layout_ = files.Layout(blocks);
-  runner->rows_ = std::make_unique_for_overwrite<std::byte[]>(runner->layout_.pool_bytes());
-  runner->blocks_.resize(blocks);
-  std::iota(runner->blocks_.begin(), runner->blocks_.end(), 0u);
-  auto device = Device::Make(files, {.device_bytes = SIZE_MAX / 2,
-                                     .max_batch = 1,
-                                     .prefill_unit_tokens = options.chunk_tokens,
-                                     .threads = options.threads,
-                                     .reference = options.reference,
-                                     .row_layout = runner->layout_,
-                                     .row_pool = runner->rows_.get()});
+  runner->options_ = options;
+  runner->segment_ = kv_store::SegmentClient::MakeLocal(
+      files.Layout(Pages(options.max_tokens) * options.sequences), files.weights->fingerprint());
+  if (options.gather) runner->segment_->StartLocalGather(kGatherThreads);
+  const DeviceRows::Need need =
+      DeviceRows::NeedOf(files.config.layers, options.rows.hot_rows, options.placement,
+                         options.max_tokens, options.selection);
+  Device::Options device_options{.device_bytes = SIZE_MAX / 2,
+                                 .max_batch = options.sequences,
+                                 .prefill_unit_tokens = options.chunk_tokens,
+                                 .threads = options.threads,
+                                 .reference = options.reference,
+                                 .row_layout = runner->segment_->layout(),
+                                 .row_pool = runner->segment_->rows(),
+                                 .rows = options.rows,
+                                 .selection = options.selection,
+                                 .row_blocks = options.sequences * need.blocks(),
+                                 .link = options.link,
+                                 .gather = options.gather ? runner->segment_->gather() : nullptr,
+                                 .timeline = options.timeline};
+  auto device = Device::Make(files, device_options);
   if (!device.ok()) return device.status();
   runner->device_ = *std::move(device);
-  if (files.channels) {
-    CHECK(runner->device_.labels->Take(blocks, runner->label_pages_));
-  }
+  if (absl::Status status = runner->AddSequences(files, options); !status.ok()) return status;
   return runner;
 }
 
+absl::Status LocalRunner::AddSequences(const ModelFiles& files, const Options& options) {
+  sequences_.resize(options.sequences);
+  for (uint32_t i = 0; i < options.sequences; ++i) {
+    Sequence& sequence = sequences_[i];
+    auto grant = segment_->Grant(options.max_tokens, i + 1);
+    if (!grant.ok()) return grant.status();
+    sequence.generations = grant->generations;
+    sequence.rows =
+        std::make_unique<SequenceRows>(segment_.get(), i + 1, grant->blocks, grant->generations);
+    if (files.channels)
+      CHECK(device_.labels->Take(Pages(options.max_tokens), sequence.label_pages));
+    if (device_.rows && !device_.rows->Take(options.placement, options.max_tokens,
+                                            options.selection, &sequence.device)) {
+      return absl::ResourceExhaustedError("device rows: too few");
+    }
+  }
+  return absl::OkStatus();
+}
+
+LocalRunner::~LocalRunner() {
+  for (Sequence& sequence : sequences_) {
+    if (device_.labels) device_.labels->Return(sequence.label_pages);
+    if (device_.rows) device_.rows->Return(&sequence.device);
+  }
+}
+
+StepItem LocalRunner::Item(const Step& step) {
+  Sequence& sequence = sequences_[step.sequence];
+  const auto count = static_cast<uint32_t>(step.ids.size());
+  const absl::Status status = sequence.rows->Prepare(sequence.position, count);
+  CHECK(status.ok());
+  return {.ids = step.ids,
+          .position = sequence.position,
+          .blocks = sequence.rows->blocks(),
+          .label_pages = sequence.label_pages.empty() ? nullptr : sequence.label_pages.data(),
+          .budget = step.budget,
+          .device = device_.rows ? &sequence.device : nullptr,
+          .owner = step.sequence + 1,
+          .generations = sequence.generations.data(),
+          .counts = count == 1 ? &sequence.counts : nullptr};
+}
+
 void LocalRunner::Forward(std::span<const uint32_t> ids, RowBudget budget) {
-  const StepItem item = {.ids = ids,
-                         .position = position_,
-                         .blocks = blocks_.data(),
-                         .label_pages = label_pages_.empty() ? nullptr : label_pages_.data(),
-                         .budget = budget};
-  CHECK_LE((position_ + ids.size() + kBlockTokens - 1) / kBlockTokens, blocks_.size());
-  device_.model->Forward({&item, 1});
-  position_ += static_cast<uint32_t>(ids.size());
+  const Step step = {0, ids, budget};
+  ForwardBatch({&step, 1});
+}
+
+void LocalRunner::ForwardBatch(std::span<const Step> steps) {
+  std::vector<StepItem> items;
+  for (const Step& step : steps) items.push_back(Item(step));
+  device_.model->Forward(items);
+  for (const Step& step : steps) {
+    Sequence& sequence = sequences_[step.sequence];
+    const auto count = static_cast<uint32_t>(step.ids.size());
+    sequence.rows->Publish(sequence.position, count);
+    sequence.position += count;
+  }
+}
+
+const float* LocalRunner::Prefill(uint32_t index, std::span<const uint32_t> ids) {
+  Sequence& sequence = sequences_[index];
+  CHECK_EQ(sequence.position, 0u);
+  const auto tokens = static_cast<uint32_t>(ids.size());
+  if (!device_.rows || sequence.device.resident()) {
+    uint32_t last = 0;
+    for (uint32_t from = 0; from < tokens; from += options_.chunk_tokens) {
+      const Step step = {index, ids.subspan(from, std::min(options_.chunk_tokens, tokens - from)),
+                         RowBudget{}};
+      ForwardBatch({&step, 1});
+      last = static_cast<uint32_t>(step.ids.size()) - 1;
+    }
+    return Logits(last);
+  }
+  StepItem item = Item({index, ids, RowBudget{}});
+  item.counts = nullptr;
+  item.prefill_block = 0;
+  LayerwisePrefill prefill(device_.model.get(), tokens, options_.chunk_tokens);
+  while (!prefill.done()) prefill.Run(item, options_.chunk_tokens);
+  sequence.rows->Publish(0, tokens);
+  sequence.position = tokens;
+  return Logits(prefill.last_token());
+}
+
+void LocalRunner::CopyFrom(const LocalRunner& other) {
+  const uint32_t layers = device_.model->config().layers;
+  CHECK_LE(sequences_.size(), other.sequences_.size());
+  for (uint32_t i = 0; i < sequences_.size(); ++i) {
+    Sequence& to = sequences_[i];
+    const Sequence& from = other.sequences_[i];
+    CHECK_EQ(to.generations.size(), from.generations.size());
+    CHECK(to.rows->Prepare(0, from.position).ok());
+    const size_t page_bytes = device_.labels->page_bytes();
+    for (size_t page = 0; page < to.label_pages.size(); ++page) {
+      std::memcpy(to.label_pages[page], from.label_pages[page], page_bytes);
+    }
+    for (uint32_t layer = 0; layer < layers; ++layer) {
+      const RowTable source = other.HostRows(layer, i), target = HostRows(layer, i);
+      for (uint32_t token = 0; token < from.position; token += kBlockTokens) {
+        std::memcpy(target.Row(0, token), source.Row(0, token), segment_->layout().block_stride());
+        if (!to.device.device || !to.device.resident()) continue;
+        std::memcpy(to.device.Rows(layer).Row(0, token), source.Row(0, token),
+                    segment_->layout().block_stride());
+      }
+    }
+    to.rows->Publish(0, from.position);
+    to.position = from.position;
+  }
+}
+
+void LocalRunner::Seek(uint32_t sequence, uint32_t position) {
+  Sequence& to = sequences_[sequence];
+  CHECK(to.rows->Prepare(0, position).ok());
+  to.rows->Publish(0, position);
+  to.position = position;
+}
+
+RowTable LocalRunner::HostRows(uint32_t layer, uint32_t sequence) const {
+  const RowLayout& layout = segment_->layout();
+  return {segment_->rows() + layer * layout.layer_stride(), sequences_[sequence].rows->blocks(),
+          &layout};
+}
+
+LabelTable LocalRunner::Labels(uint32_t layer, uint32_t sequence) const {
+  return {sequences_[sequence].label_pages.data(), &device_.attention->label_layout(), layer};
 }
 
 }  // namespace sparsekv

@@ -7,44 +7,87 @@
 
 #include "absl/status/statusor.h"
 #include "gpu_worker/device.h"
+#include "gpu_worker/sequence_rows.h"
+#include "kv_store/client.h"
 
 namespace sparsekv {
 
-// One sequence run in this process, without a store or a coordinator: what `sparsekv logits` and
-// `sparsekv calibrate` use, and what tests compare services with. Rows lie in plain memory. One
-// thread.
+// Sequences run in this process, without a store or a coordinator: what `sparsekv logits`,
+// `calibrate` and `bench decode` use, and what tests compare services with. The segment is local
+// memory. One thread.
 class LocalRunner {
  public:
   struct Options {
-    uint32_t max_tokens = 0;  // rows and labels for so many positions
+    uint32_t max_tokens = 0;  // of each sequence
+    uint32_t sequences = 1;
     uint32_t chunk_tokens = 512;
     unsigned threads = 0;
     bool reference = false;
+    // How rows are dealt with; with `rows.in_place` the rest says nothing.
+    RowMode rows;
+    RowPlacement placement = RowPlacement::kOffload;
+    uint32_t selection = 0;  // rows of the largest selection to come; 0: none selects
+    LinkSpec link;
+    bool gather = false;  // predictions through the store's threads, which this process then has
+    Timeline* timeline = nullptr;
   };
   // `files` outlives the runner.
   static absl::StatusOr<std::unique_ptr<LocalRunner>> Make(const ModelFiles& files,
                                                            const Options& options);
+  ~LocalRunner();
 
-  // Computes the next tokens. A budget that is not dense needs single tokens and keeps labels.
-  // REQUIRES: ids.size() <= chunk_tokens, position() + ids.size() <= max_tokens.
+  // Computes the next tokens of the first sequence. A budget that is not dense needs single tokens
+  // and keeps labels. REQUIRES: ids.size() <= chunk_tokens, position() + ids.size() <= max_tokens;
+  // offloaded sequences: single tokens.
   void Forward(std::span<const uint32_t> ids, RowBudget budget);
-  // Logits of the last Forward's token i, [vocab_size], valid until the next call.
+
+  struct Step {
+    uint32_t sequence = 0;
+    std::span<const uint32_t> ids;
+    RowBudget budget;
+  };
+  // The same for some sequences in one pass, each at most once.
+  void ForwardBatch(std::span<const Step> steps);
+  // A whole prompt, from position 0, the way the placement asks for; leaves the logits of its last
+  // token.
+  const float* Prefill(uint32_t sequence, std::span<const uint32_t> ids);
+  // Takes over another runner's computed tokens, rows and labels, of sequences of the same number.
+  // REQUIRES: the same files and max_tokens.
+  void CopyFrom(const LocalRunner& other);
+  // Goes on at `position`, whatever the rows before it hold. REQUIRES: nothing was computed yet.
+  void Seek(uint32_t sequence, uint32_t position);
+
+  // Logits of the last pass's token i, [vocab_size], valid until the next call.
   const float* Logits(uint32_t i) { return device_.model->Logits(i, 1); }
 
-  void Reset() { position_ = 0; }
-  uint32_t position() const { return position_; }
+  void Reset() { sequences_[0].position = 0; }
+  uint32_t position(uint32_t sequence = 0) const { return sequences_[sequence].position; }
   Model& model() { return *device_.model; }
-  const Device& device() const { return device_; }
+  Device& device() { return device_; }
+  kv_store::SegmentClient& segment() { return *segment_; }
+  // Rows and labels of a sequence, for a benchmark that makes them up.
+  RowTable HostRows(uint32_t layer, uint32_t sequence) const;
+  LabelTable Labels(uint32_t layer, uint32_t sequence) const;
+  const RowCounts& counts(uint32_t sequence = 0) const { return sequences_[sequence].counts; }
 
  private:
-  LocalRunner() = default;
+  struct Sequence {
+    uint32_t position = 0;
+    std::vector<uint32_t> generations;
+    std::unique_ptr<SequenceRows> rows;
+    std::vector<std::byte*> label_pages;
+    RowSets device;
+    RowCounts counts;
+  };
 
+  LocalRunner() = default;
+  absl::Status AddSequences(const ModelFiles& files, const Options& options);
+  StepItem Item(const Step& step);
+
+  Options options_;
+  std::unique_ptr<kv_store::SegmentClient> segment_;
   Device device_;
-  RowLayout layout_;
-  std::unique_ptr<std::byte[]> rows_;
-  std::vector<uint32_t> blocks_;
-  std::vector<std::byte*> label_pages_;
-  uint32_t position_ = 0;
+  std::vector<Sequence> sequences_;
 };
 
 }  // namespace sparsekv

@@ -27,6 +27,9 @@ struct Options {
   uint64_t device_bytes = 0;
   uint32_t max_batch = 0;
   unsigned threads = 0;
+  RowMode rows;
+  std::string link = "off";
+  std::string fetch = "direct";
 };
 
 // The store may be populating a large segment, or be down for a moment: UNAVAILABLE is waited out.
@@ -71,8 +74,7 @@ v1::WorkerHello MakeHello(const Options& options, const ModelFiles& files, const
   model->set_label_channels(files.channels ? files.channels->channels : 0);
   model->set_default_budget_denominator(kDefaultBudgetDenominator);
   model->set_host_row_bytes(segment.layout().pool_bytes());
-  model->set_device_kv_bytes(size_t{device.plan.label_pages} *
-                             device.labels->layout().page_bytes());
+  model->set_device_kv_bytes(size_t{device.plan.label_pages} * device.labels->page_bytes());
   model->set_token_capacity(uint64_t{segment.layout().blocks} * kBlockTokens);
   model->set_version(kVersion);
   for (uint32_t id : config.eos_ids) hello.add_eos_token_ids(id);
@@ -80,6 +82,14 @@ v1::WorkerHello MakeHello(const Options& options, const ModelFiles& files, const
   hello.set_label_pages(device.plan.label_pages);
   hello.set_device_memory_bytes(device.arena->used_bytes());
   hello.set_pool(options.pool);
+  hello.set_device_row_blocks(device.plan.row_blocks);
+  hello.set_hot_rows(options.rows.hot_rows);
+  for (const Device::MemoryUse& use : device.Memory()) {
+    auto* memory = hello.add_device_memory();
+    memory->set_kind(use.kind);
+    memory->set_bytes(use.bytes);
+    memory->set_used_bytes(use.used_bytes);
+  }
   hello.set_pid(getpid());
   return hello;
 }
@@ -93,6 +103,8 @@ void LogPlan(const Device& device) {
 }
 
 absl::Status RunWorker(const Options& options) {
+  const auto link = LinkSpec::Parse(options.link);
+  if (!link.ok()) return link.status();
   auto files = ModelFiles::Load(options.model_dir, options.channels_file);
   if (!files.ok()) return files.status();
   const uint64_t boot_id = NewBootId();
@@ -106,12 +118,16 @@ absl::Status RunWorker(const Options& options) {
   sigaddset(&stop_signals, SIGTERM);
   sigaddset(&stop_signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &stop_signals, nullptr);
-  auto device = Device::Make(*files, {.device_bytes = options.device_bytes,
-                                      .max_batch = options.max_batch,
-                                      .prefill_unit_tokens = kPrefillUnitTokens,
-                                      .threads = options.threads,
-                                      .row_layout = (*segment)->layout(),
-                                      .row_pool = (*segment)->rows()});
+  auto device =
+      Device::Make(*files, {.device_bytes = options.device_bytes,
+                            .max_batch = options.max_batch,
+                            .prefill_unit_tokens = kPrefillUnitTokens,
+                            .threads = options.threads,
+                            .row_layout = (*segment)->layout(),
+                            .row_pool = (*segment)->rows(),
+                            .rows = options.rows,
+                            .link = *link,
+                            .gather = options.fetch == "gather" ? (*segment)->gather() : nullptr});
   if (!device.ok()) return device.status();
   LogPlan(*device);
 
@@ -141,6 +157,7 @@ absl::Status RunWorker(const Options& options) {
 int Main(int argc, char** argv) {
   Options options;
   int parent = 0;
+  bool rows_on_device = false;
   CLI::App app{"sparsekv-gpu-worker: one rank of a sparsekv server (started by `sparsekv serve`)"};
   app.add_option("--model", options.model_dir, "checkpoint directory")->required();
   app.add_option("--socket", options.socket, "Unix socket for Worker.Run")->required();
@@ -154,12 +171,23 @@ int Main(int argc, char** argv) {
   app.add_option(
       "--channels", options.channels_file,
       "channel config; default MODEL/channels.json where it exists; none = no selection");
+  app.add_flag("--rows-on-device,!--rows-in-place", rows_on_device,
+               "bring token rows to the device, or attend them where they lie (default)");
+  app.add_option("--hot-rows", options.rows.hot_rows,
+                 "rows of an offloaded sequence per layer and KV head that stay on the device; 0 = "
+                 "a double buffer")
+      ->check(CLI::Range(0u, DeviceRows::kMostSelected));
+  app.add_flag("--predict", options.rows.predict, "predictions may be asked for");
+  app.add_option("--fetch", options.fetch, "how predicted rows come: direct or gather")
+      ->check(CLI::IsMember({"direct", "gather"}));
+  app.add_option("--link", options.link, "simulated link to the device: BYTES_PER_S,LATENCY_S");
   app.add_option("--parent-pid", parent, "exit when this process is gone");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
+  options.rows.in_place = !rows_on_device;
   InitLog("sparsekv-gpu-worker");
   prctl(PR_SET_PDEATHSIG, SIGTERM);
   if (parent != 0 && getppid() != parent) return 0;  // it died before we asked to be told

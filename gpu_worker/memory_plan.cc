@@ -5,6 +5,9 @@
 #include "absl/strings/str_cat.h"
 #include "base/limits.h"
 #include "gpu_worker/device_arena.h"
+#include "gpu_worker/device_rows.h"
+#include "gpu_worker/query_predictor.h"
+#include "gpu_worker/row_fetcher.h"
 #include "gpu_worker/scratch.h"
 #include "kernels/labels.h"
 
@@ -12,45 +15,121 @@ namespace sparsekv {
 
 namespace {
 
-// What Scratch takes, without taking it: the same code over an arena that only counts would have to
-// allocate, so the sum stands here and a test holds that the two agree.
-size_t ScratchBytes(const ModelConfig& config, const MemoryPlan& plan) {
-  auto pad = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
-  const size_t tokens = plan.max_step_tokens;
-  const size_t q = size_t{config.heads} * config.head_dim;
-  const size_t kv = size_t{config.kv_heads} * config.head_dim;
-  size_t bytes = 2 * pad(tokens * config.hidden_size * 4) + 2 * pad(tokens * q * 4) +
-                 2 * pad(tokens * kv * 4) + 2 * pad(tokens * config.intermediate_size * 4);
-  bytes += pad(size_t{plan.max_batch} * config.vocab_size * 4);
-  bytes += 2 * pad(size_t{plan.selection_tokens} * config.kv_heads * 4);
-  return bytes;
+size_t Padded(size_t bytes) { return DeviceArena::Padded(bytes); }
+uint32_t Pages(uint32_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
+
+// What one sequence of the full context takes, and what the pieces are.
+struct Unit {
+  size_t label_page = 0;
+  size_t map_page = 0;
+  size_t row_block = 0;  // with its slots' metadata and its part of the lists
+  uint32_t pages = 0;
+  uint32_t blocks = 0;
+  uint32_t sets = 0;
+
+  size_t bytes() const { return pages * (label_page + map_page) + blocks * row_block; }
+};
+
+Unit UnitOf(const ModelConfig& config, const ChannelConfig* channels,
+            const MemoryPlan::Request& request) {
+  Unit unit;
+  unit.pages = Pages(config.max_context);
+  if (channels) {
+    unit.label_page = LabelLayout{config.layers, config.kv_heads, channels->channels}.page_bytes();
+  }
+  if (request.rows.in_place) return unit;
+  const RowLayout block{.layers = 1,
+                        .kv_heads = config.kv_heads,
+                        .head_dim = config.head_dim,
+                        .dtype = config.row_dtype,
+                        .blocks = 1};
+  unit.sets = request.rows.hot_rows ? config.layers : 2;
+  const size_t lists = ListBytesPerSlot(config.kv_heads) * kBlockTokens;
+  unit.row_block = block.block_stride() + DeviceRows::MetaBytes(block) + lists / unit.sets + 1;
+  if (!channels) return unit;
+  const uint32_t selection =
+      request.selection ? request.selection : config.max_context / kDefaultBudgetDenominator;
+  unit.map_page = MapLayout{unit.sets, config.kv_heads}.page_bytes();
+  unit.blocks = DeviceRows::NeedOf(config.layers, request.rows.hot_rows, RowPlacement::kOffload,
+                                   config.max_context, selection)
+                    .blocks();
+  return unit;
+}
+
+// Everything but labels, maps and rows.
+void AddFixed(const ModelConfig& config, const ChannelConfig* channels,
+              const MemoryPlan::Request& request, MemoryPlan* plan) {
+  plan->bytes_by_kind = Scratch::Bytes(config, plan->max_step_tokens, plan->max_batch,
+                                       plan->selection_tokens, !request.rows.in_place);
+  if (request.rows.in_place) return;
+  const RowLayout layer{.layers = 1,
+                        .kv_heads = config.kv_heads,
+                        .head_dim = config.head_dim,
+                        .dtype = config.row_dtype,
+                        .blocks = Pages(config.max_context)};
+  plan->prefill_tokens = layer.blocks * kBlockTokens;
+  plan->bytes_by_kind["prefill"] = Padded(layer.pool_bytes());
+  plan->prediction = request.rows.predict && channels != nullptr;
+  if (plan->prediction) {
+    plan->bytes_by_kind["prediction"] = Padded(QueryPredictor::Bytes(config, *channels));
+  }
 }
 
 }  // namespace
 
+size_t MemoryPlan::total_bytes() const {
+  size_t total = 0;
+  for (const auto& [kind, bytes] : bytes_by_kind) total += bytes;
+  return total;
+}
+
 absl::StatusOr<MemoryPlan> MemoryPlan::Make(const ModelConfig& config,
-                                            const ChannelConfig* channels, size_t device_bytes,
-                                            uint32_t max_batch, uint32_t prefill_unit_tokens) {
+                                            const ChannelConfig* channels, const Request& request) {
   MemoryPlan plan;
-  plan.max_batch = max_batch;
-  plan.max_step_tokens = std::max(max_batch, prefill_unit_tokens);
+  plan.max_batch = request.max_batch;
+  plan.max_step_tokens = std::max(request.max_batch, request.prefill_unit_tokens);
   // Selections of a long batch are made in rounds, so their scratch need not grow with the batch.
   plan.selection_tokens = channels ? config.max_context : 0;
-  size_t need = ScratchBytes(config, plan);
-  size_t page_bytes = 0, one_sequence = 0;
-  const size_t context_pages = (size_t{config.max_context} + kBlockTokens - 1) / kBlockTokens;
-  if (channels) {
-    page_bytes = LabelLayout{config.layers, config.kv_heads, channels->channels}.page_bytes();
-    one_sequence = context_pages * page_bytes;
-  }
-  if (need + one_sequence > device_bytes) {
+  AddFixed(config, channels, request, &plan);
+  const Unit unit = UnitOf(config, channels, request);
+  const size_t fixed = plan.total_bytes() + 1024;  // and what padding of the rest may take
+  if (fixed + unit.bytes() > request.device_bytes) {
     return absl::ResourceExhaustedError(absl::StrCat(
-        "device memory: activations and the labels of one sequence of ", config.max_context,
-        " tokens need ", need + one_sequence, " bytes, the budget is ", device_bytes));
+        "device memory: activations and one sequence of ", config.max_context, " tokens need ",
+        fixed + unit.bytes(), " bytes, the budget is ", request.device_bytes));
   }
+  size_t left = request.device_bytes - fixed;
   if (channels) {
-    const size_t pages = std::min((device_bytes - need) / page_bytes, context_pages * max_batch);
+    const size_t sequences = std::min<size_t>(left / unit.bytes(), request.max_batch);
+    const size_t page = unit.label_page + unit.map_page;
+    const size_t most = size_t{unit.pages} * request.max_batch;
+    // In place nothing else wants the memory.
+    const size_t pages =
+        request.rows.in_place ? std::min(left / page, most) : sequences * unit.pages;
     plan.label_pages = static_cast<uint32_t>(pages);
+    plan.bytes_by_kind["labels"] = Padded(pages * unit.label_page);
+    if (unit.map_page) {
+      plan.map_pages = plan.label_pages;
+      plan.bytes_by_kind["maps"] = Padded(pages * unit.map_page);
+    }
+    left -= pages * page;
+  }
+  if (unit.row_block > 0) {
+    const size_t most = request.row_blocks ? request.row_blocks
+                                           : size_t{unit.pages} * config.layers * request.max_batch;
+    plan.row_blocks =
+        static_cast<uint32_t>(std::min({left / unit.row_block, most, size_t{1} << 31}));
+    plan.set_slots = plan.row_blocks / unit.sets * kBlockTokens;
+    const RowLayout rows{.layers = 1,
+                         .kv_heads = config.kv_heads,
+                         .head_dim = config.head_dim,
+                         .dtype = config.row_dtype,
+                         .blocks = plan.row_blocks};
+    plan.bytes_by_kind["rows"] = Padded(rows.pool_bytes());
+    plan.bytes_by_kind["maps"] += Padded(plan.row_blocks * DeviceRows::MetaBytes(rows));
+    if (channels) {
+      plan.bytes_by_kind["selection"] += Padded(plan.set_slots * ListBytesPerSlot(config.kv_heads));
+    }
   }
   return plan;
 }

@@ -5,47 +5,38 @@
 #include <span>
 #include <vector>
 
-#include "gpu_worker/budget.h"
-#include "gpu_worker/channel_config.h"
+#include "gpu_worker/attention.h"
 #include "gpu_worker/checkpoint/model_config.h"
 #include "gpu_worker/checkpoint/weights.h"
 #include "gpu_worker/scratch.h"
+#include "gpu_worker/step_item.h"
+#include "gpu_worker/timeline.h"
 #include "kernels/backend.h"
 
 namespace sparsekv {
 
-// One sequence's share of a forward pass: a chunk of its prompt, or one token.
-struct StepItem {
-  std::span<const uint32_t> ids;     // the step's tokens of this sequence
-  uint32_t position = 0;             // of ids[0]
-  const uint32_t* blocks = nullptr;  // row blocks for every position up to the last of ids
-  std::byte* const* label_pages =
-      nullptr;       // pages for the same positions; null: no labels are kept
-  RowBudget budget;  // not dense: ids.size() == 1 and label_pages given
-
-  // Rows that one (layer, KV head) attends for the item's tokens together.
-  uint64_t rows_per_head() const;
-};
-
-// The forward pass of a Llama-architecture checkpoint over token rows in a pool of row blocks and
-// labels on the device. Belongs to the device thread; what it names outlives it. Holds no state of
-// any sequence.
+// The forward pass of a Llama-architecture checkpoint. Belongs to the device thread; what it names
+// outlives it. Holds no state of any sequence.
 class Model {
  public:
   struct Options {
     const ModelConfig* config = nullptr;
     const Weights* weights = nullptr;
-    const ChannelConfig* channels = nullptr;  // null: dense attention only
     Backend* backend = nullptr;
     Scratch scratch;
-    RowLayout row_layout;
-    std::byte* row_pool = nullptr;  // row_layout.pool_bytes()
+    Attention* attention = nullptr;
+    Timeline* timeline = nullptr;  // null: nobody looks
   };
   explicit Model(const Options& options);
 
   // Computes the step's tokens of every item, writes their rows and labels, and leaves the final
   // residual stream in place, items in order. REQUIRES: at most scratch.max_tokens tokens.
   void Forward(std::span<const StepItem> items);
+
+  // One layer of a prompt's chunk: the item's tokens enter with the residual stream `hidden`,
+  // [tokens, hidden_size] (layer 0: with their embeddings), and leave it there. Chunks of a layer
+  // come in order, layers too; the result is that of Forward, to the bit.
+  void ForwardLayer(uint32_t layer, const StepItem& item, float* hidden);
 
   // Logits of the tokens [first, first + tokens) of the last Forward, [tokens, vocab_size], valid
   // until the next call. REQUIRES: tokens <= scratch.max_logit_rows.
@@ -60,52 +51,43 @@ class Model {
   // Called after every layer of a forward pass, so that a long one shows that it goes on.
   void set_progress(std::function<void()> progress) { progress_ = std::move(progress); }
 
-  // Tests: sees every selection, [kv_heads][count] ascending, of item `item` in `layer`.
-  using SelectionObserver = std::function<void(uint32_t layer, uint32_t item, uint32_t kv_head,
-                                               std::span<const uint32_t> selection)>;
-  void set_selection_observer(SelectionObserver observer) { on_selection_ = std::move(observer); }
-
   const ModelConfig& config() const { return *config_; }
-  const LabelLayout& label_layout() const { return label_layout_; }
-  bool can_select() const { return channels_ != nullptr; }
+  Attention& attention() { return *attention_; }
   Backend& backend() { return *backend_; }
+  const Scratch& scratch() const { return scratch_; }
+
+  // The next pass compares the inputs of consecutive layers (LayerCounts::similarity_sum) and looks
+  // at how good predictions are.
+  void set_measure(bool measure);
 
  private:
-  void Attention(uint32_t layer, std::span<const StepItem> items);
+  void BeginPass(std::span<const StepItem> items);
+  void Layer(uint32_t layer);
+  void MeasureSimilarity(uint32_t layer);
+  void Project(uint32_t layer);
   void Mlp(uint32_t layer);
   void Norm(const float* x, uint32_t tokens, const WeightView& weight, float* out);
-  void Project(const float* x, uint32_t tokens, const WeightView& weight, float* y,
-               bool accumulate = false);
-
-  void Append(uint32_t layer, std::span<const StepItem> items);
-  void AttendAll(uint32_t layer, std::span<const StepItem> items);
-  void AttendDense(uint32_t layer, std::span<const StepItem> items);
-  size_t SelectionRound(std::span<const StepItem> items, size_t from, uint32_t* stride);
-  void SelectAndAttend(uint32_t layer, std::span<const StepItem> items, size_t from, size_t to,
-                       uint32_t stride);
-  RowTable Rows(uint32_t layer, const StepItem& item) const;
-  LabelTable Labels(uint32_t layer, const StepItem& item) const;
-  StepSpan Span(std::span<const StepItem> items, size_t i) const;
+  void Multiply(const float* x, uint32_t tokens, const WeightView& weight, float* y,
+                bool accumulate = false);
 
   const ModelConfig* config_;
   const Weights* weights_;
-  const ChannelConfig* channels_;
   Backend* backend_;
   Scratch scratch_;
-  RowLayout row_layout_;
-  std::byte* row_pool_;
-  LabelLayout label_layout_;
+  Attention* attention_;
+  Timeline* timeline_;
   std::vector<float> inverse_frequency_;
+  bool measure_ = false;
 
-  // Of the step in progress.
+  // Of the pass in progress.
   uint32_t tokens_ = 0;
   std::vector<uint32_t> ids_;        // [tokens_]
   std::vector<uint32_t> positions_;  // [tokens_]
   std::vector<uint32_t> first_;      // [items], index of each item's first token
+  std::vector<float> cosines_;       // [tokens_]
 
   std::function<void()> progress_;
   QkObserver observer_;
-  SelectionObserver on_selection_;
 };
 
 }  // namespace sparsekv

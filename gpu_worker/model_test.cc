@@ -138,7 +138,7 @@ TEST_P(ModelTest, SmallBudgetsSelectWhatTheySay) {
   auto runner = LocalRunner::Make(files_, {.max_tokens = 400});
   ASSERT_TRUE(runner.ok());
   size_t seen = 0;
-  (*runner)->model().set_selection_observer(
+  (*runner)->model().attention().set_selection_observer(
       [&](uint32_t, uint32_t, uint32_t, std::span<const uint32_t> selection) {
         ++seen;
         const uint32_t last = (*runner)->position();
@@ -244,7 +244,7 @@ TEST(MemoryPlanTest, IsWhatTheArenaHolds) {
       EXPECT_TRUE(absl::IsResourceExhausted(device.status())) << device.status();
       continue;
     }
-    const size_t page = device->labels->layout().page_bytes();
+    const size_t page = device->labels->page_bytes();
     const size_t most = 4096 / kBlockTokens * 16;
     EXPECT_LE(device->arena->used_bytes(), budget);
     // Nothing is left that one more page would have needed, unless a full batch has all it can use.

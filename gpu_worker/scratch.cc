@@ -2,39 +2,70 @@
 
 namespace sparsekv {
 
-absl::StatusOr<Scratch> Scratch::Take(const ModelConfig& config, uint32_t max_tokens,
-                                      uint32_t max_logit_rows, uint32_t selection_tokens,
-                                      DeviceArena& arena) {
+namespace {
+
+// Calls take(kind, count, pointer) for every buffer of a scratch.
+template <typename Take>
+void ForEachBuffer(const ModelConfig& config, bool slots, Scratch& scratch, const Take& take) {
+  const size_t tokens = scratch.max_tokens, batch = scratch.max_logit_rows;
+  const size_t q_width = size_t{config.heads} * config.head_dim;
+  const size_t kv_width = size_t{config.kv_heads} * config.head_dim;
+  take("activations", tokens * config.hidden_size, scratch.hidden);
+  take("activations", tokens * config.hidden_size, scratch.normed);
+  take("activations", tokens * q_width, scratch.q);
+  take("activations", tokens * kv_width, scratch.k);
+  take("activations", tokens * kv_width, scratch.v);
+  take("activations", tokens * q_width, scratch.attended);
+  take("activations", tokens * config.intermediate_size, scratch.gate);
+  take("activations", tokens * config.intermediate_size, scratch.up);
+  take("activations", batch * config.hidden_size, scratch.previous);
+  take("logits", batch * config.vocab_size, scratch.logits);
+  take("selection", scratch.selection_entries, scratch.scores);
+  take("selection", scratch.selection_entries, scratch.selection);
+  if (!slots) return;
+  take("selection", scratch.selection_entries, scratch.slots);
+  take("selection", scratch.selection_entries, scratch.misses);
+  take("selection", batch * config.kv_heads, scratch.resolved);
+}
+
+Scratch Sized(const ModelConfig& config, uint32_t max_tokens, uint32_t max_logit_rows,
+              uint32_t selection_tokens) {
   Scratch scratch;
   scratch.max_tokens = max_tokens;
   scratch.max_logit_rows = max_logit_rows;
   scratch.selection_entries = size_t{selection_tokens} * config.kv_heads;
+  return scratch;
+}
 
+}  // namespace
+
+absl::StatusOr<Scratch> Scratch::Take(const ModelConfig& config, uint32_t max_tokens,
+                                      uint32_t max_logit_rows, uint32_t selection_tokens,
+                                      bool slots, DeviceArena& arena) {
+  Scratch scratch = Sized(config, max_tokens, max_logit_rows, selection_tokens);
   absl::Status status;
-  auto take = [&](const char* kind, size_t rows, size_t width, auto*& pointer) {
+  ForEachBuffer(config, slots, scratch, [&](const char* kind, size_t count, auto*& pointer) {
     if (!status.ok()) return;
-    auto memory = arena.Take(kind, rows * width * sizeof(*pointer));
+    auto memory = arena.Take(kind, count * sizeof(*pointer));
     if (!memory.ok()) {
       status = memory.status();
     } else {
       pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(*memory);
     }
-  };
-  const size_t q_width = size_t{config.heads} * config.head_dim;
-  const size_t kv_width = size_t{config.kv_heads} * config.head_dim;
-  take("activations", max_tokens, config.hidden_size, scratch.hidden);
-  take("activations", max_tokens, config.hidden_size, scratch.normed);
-  take("activations", max_tokens, q_width, scratch.q);
-  take("activations", max_tokens, kv_width, scratch.k);
-  take("activations", max_tokens, kv_width, scratch.v);
-  take("activations", max_tokens, q_width, scratch.attended);
-  take("activations", max_tokens, config.intermediate_size, scratch.gate);
-  take("activations", max_tokens, config.intermediate_size, scratch.up);
-  take("logits", max_logit_rows, config.vocab_size, scratch.logits);
-  take("selection", scratch.selection_entries, 1, scratch.scores);
-  take("selection", scratch.selection_entries, 1, scratch.selection);
+  });
   if (!status.ok()) return status;
   return scratch;
+}
+
+std::map<std::string, size_t> Scratch::Bytes(const ModelConfig& config, uint32_t max_tokens,
+                                             uint32_t max_logit_rows, uint32_t selection_tokens,
+                                             bool slots) {
+  Scratch scratch = Sized(config, max_tokens, max_logit_rows, selection_tokens);
+  std::map<std::string, size_t> bytes;
+  ForEachBuffer(config, slots, scratch, [&](const char* kind, size_t count, auto*& pointer) {
+    bytes[kind] += DeviceArena::Padded(count * sizeof(*pointer));
+  });
+  return bytes;
 }
 
 }  // namespace sparsekv

@@ -2,11 +2,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "gpu_worker/checkpoint/model_config.h"
 #include "gpu_worker/device_arena.h"
+#include "kernels/hot_rows.h"
 
 namespace sparsekv {
 
@@ -25,15 +28,24 @@ struct Scratch {
   float* attended = nullptr;      // [max_tokens, heads * head_dim]
   float* gate = nullptr;          // [max_tokens, intermediate_size]
   float* up = nullptr;            // [max_tokens, intermediate_size]
+  float* previous = nullptr;      // [max_logit_rows, hidden_size]  input of the layer before
   float* logits = nullptr;        // [max_logit_rows, vocab_size]
   float* scores = nullptr;        // [selection_entries]
   uint32_t* selection = nullptr;  // [selection_entries]
+  // Where rows are brought to the device:
+  uint32_t* slots = nullptr;     // [selection_entries]
+  RowMove* misses = nullptr;     // [selection_entries]
+  Resolved* resolved = nullptr;  // [max_logit_rows, kv_heads]
 
   // `selection_tokens`: the most tokens that the double-sparsity sequences of one selection round
-  // have together; at least one whole sequence's.
+  // have together; at least one whole sequence's. `slots`: whether rows are brought to the device.
   static absl::StatusOr<Scratch> Take(const ModelConfig& config, uint32_t max_tokens,
                                       uint32_t max_logit_rows, uint32_t selection_tokens,
-                                      DeviceArena& arena);
+                                      bool slots, DeviceArena& arena);
+  // What Take takes, by kind, padded as the arena does.
+  static std::map<std::string, size_t> Bytes(const ModelConfig& config, uint32_t max_tokens,
+                                             uint32_t max_logit_rows, uint32_t selection_tokens,
+                                             bool slots);
 };
 
 }  // namespace sparsekv

@@ -38,57 +38,85 @@ absl::Status Validate(const v1::SequenceStart& start, const ModelConfig& config)
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Sequence>> Sequence::Create(const v1::SequenceStart& start,
-                                                           const Model& model,
                                                            kv_store::SegmentClient* segment,
-                                                           LabelPool* labels) {
-  const ModelConfig& config = model.config();
+                                                           Device* device) {
+  const ModelConfig& config = device->model->config();
   if (absl::Status status = Validate(start, config); !status.ok()) return status;
-  std::unique_ptr<Sequence> sequence(
-      new Sequence(start, segment, labels, config.layers, config.kv_heads));
-  if (start.attention() != v1::ATTENTION_DOUBLE_SPARSITY) return sequence;
-
-  if (!model.can_select()) {
-    return absl::FailedPreconditionError("attention: double-sparsity needs a channel config");
+  std::unique_ptr<Sequence> sequence(new Sequence(start, segment, device));
+  if (start.attention() == v1::ATTENTION_DOUBLE_SPARSITY) {
+    if (!device->attention->can_select()) {
+      return absl::FailedPreconditionError("attention: double-sparsity needs a channel config");
+    }
+    sequence->budget_ = {.rows = start.budget().rows(),
+                         .denominator = start.budget().fraction_denominator()};
+    if (sequence->budget_.dense()) return absl::InvalidArgumentError("budget: 0");
   }
-  sequence->budget_ = {.rows = start.budget().rows(),
-                       .denominator = start.budget().fraction_denominator()};
-  if (sequence->budget_.dense()) return absl::InvalidArgumentError("budget: 0");
-  const uint32_t tokens = sequence->prompt_tokens_ + start.max_new_tokens();
-  const uint32_t pages = (tokens + kBlockTokens - 1) / kBlockTokens;
-  if (!labels->Take(pages, sequence->label_pages_)) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("label cache: ", pages, " pages needed, ", labels->free_pages(), " are free"));
-  }
+  if (absl::Status status = sequence->TakeDeviceMemory(); !status.ok()) return status;
   return sequence;
 }
 
-Sequence::Sequence(const v1::SequenceStart& start, kv_store::SegmentClient* segment,
-                   LabelPool* labels, uint32_t layers, uint32_t kv_heads)
+Sequence::Sequence(const v1::SequenceStart& start, kv_store::SegmentClient* segment, Device* device)
     : start_(start),
       prompt_tokens_(static_cast<uint32_t>(start.prompt_ids_size())),
       ids_(start.prompt_ids().begin(), start.prompt_ids().end()),
       rows_(segment, start.owner(), {start.blocks().begin(), start.blocks().end()},
             {start.generations().begin(), start.generations().end()}),
-      labels_(labels),
-      selections_(layers * kv_heads) {
+      generations_(start.generations().begin(), start.generations().end()),
+      device_(device) {
   ids_.reserve(ids_.size() + start.max_new_tokens());
   start_.clear_prompt_ids();
 }
 
-Sequence::~Sequence() { labels_->Return(label_pages_); }
+absl::Status Sequence::TakeDeviceMemory() {
+  const uint32_t tokens = prompt_tokens_ + start_.max_new_tokens();
+  if (!budget_.dense()) {
+    const uint32_t pages = (tokens + kBlockTokens - 1) / kBlockTokens;
+    if (!device_->labels->Take(pages, label_pages_)) {
+      return absl::ResourceExhaustedError(absl::StrCat("label cache: ", pages, " pages needed, ",
+                                                       device_->labels->free_pages(), " are free"));
+    }
+  }
+  if (!device_->rows) {
+    if (start_.placement() != v1::PLACEMENT_RESIDENT) return absl::OkStatus();
+    return absl::FailedPreconditionError("placement: resident, but this worker keeps no rows");
+  }
+  const bool resident = start_.placement() == v1::PLACEMENT_RESIDENT;
+  const uint32_t selection = budget_.dense() ? 0 : budget_.At(tokens);
+  if (!resident && selection > DeviceRows::kMostSelected) {
+    return absl::InvalidArgumentError(absl::StrCat("budget: ", selection,
+                                                   " rows, an offloaded sequence selects at most ",
+                                                   DeviceRows::kMostSelected));
+  }
+  if (!device_->rows->Take(resident ? RowPlacement::kResident : RowPlacement::kOffload, tokens,
+                           selection, &rows_on_device_)) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("device rows: ", tokens, " tokens do not fit, ", device_->rows->free_blocks(),
+                     " of ", device_->rows->total_blocks(), " blocks are free"));
+  }
+  return absl::OkStatus();
+}
 
-StepItem Sequence::Item(uint32_t tokens) const {
+Sequence::~Sequence() {
+  device_->labels->Return(label_pages_);
+  if (device_->rows) device_->rows->Return(&rows_on_device_);
+}
+
+StepItem Sequence::Item(uint32_t tokens) {
   CHECK_LE(computed_ + tokens, ids_.size());
   return {.ids = std::span(ids_).subspan(computed_, tokens),
           .position = computed_,
           .blocks = rows_.blocks(),
           .label_pages = label_pages_.empty() ? nullptr : label_pages_.data(),
-          .budget = prefilling() ? RowBudget{} : budget_};
+          .budget = prefilling() ? RowBudget{} : budget_,
+          .device = rows_on_device_.device ? &rows_on_device_ : nullptr,
+          .prefill_block = prefills_by_layer() ? 0 : kNoPrefill,
+          .owner = start_.owner(),
+          .generations = generations_.data(),
+          .counts = prefilling() ? nullptr : &counts_};
 }
 
 void Sequence::Advance(uint32_t tokens) {
   rows_.Publish(computed_, tokens);
-  if (!prefilling()) decode_rows_ += Item(tokens).rows_per_head() * selections_;
   computed_ += tokens;
 }
 
@@ -135,16 +163,18 @@ void Sequence::FillEnd(v1::FinishReason reason, v1::SequenceEnd* end) const {
   auto* sparsity = end->mutable_sparsity();
   sparsity->set_attention(start_.attention());
   sparsity->set_budget_effective(budget_.dense() ? computed_ : budget_.At(std::max(computed_, 1u)));
-  // Direct serving without hot rows: every selected row is read from host memory when its layer
-  // begins.
-  sparsity->set_rows_selected(decode_rows_);
-  sparsity->set_rows_fetched(decode_rows_);
-  sparsity->set_misses(decode_rows_);
-  sparsity->set_device_kv_bytes(label_pages_.size() * labels_->layout().page_bytes());
+  sparsity->set_rows_selected(counts_.selected);
+  sparsity->set_rows_fetched(counts_.fetched());
+  sparsity->set_hits(counts_.hits);
+  sparsity->set_misses(counts_.missed);
+  sparsity->set_prefetch_useful(counts_.useful);
+  sparsity->set_device_kv_bytes(label_pages_.size() * device_->labels->page_bytes() +
+                                rows_on_device_.bytes());
   sparsity->set_host_kv_bytes(rows_.bytes());
   const Clock::time_point first = generated() ? first_token_ : Clock::now();
   end->set_prefill_s(Seconds(first - started_));
   end->set_decode_s(generated() ? Seconds(last_token_ - first_token_) : 0.0);
+  end->set_stall_s(counts_.stall_s);
 }
 
 }  // namespace sparsekv

@@ -8,8 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "gpu_worker/budget.h"
-#include "gpu_worker/label_pool.h"
-#include "gpu_worker/model.h"
+#include "gpu_worker/device.h"
 #include "gpu_worker/sequence_rows.h"
 #include "sparsekv/v1/worker.pb.h"
 
@@ -21,12 +20,12 @@ class Sequence {
  public:
   using Clock = std::chrono::steady_clock;
 
-  // Checks the start against what the worker has and takes label pages where the sequence selects.
+  // Checks the start against what the worker has, and takes label pages where the sequence selects
+  // and device rows where its placement wants them.
   // INVALID_ARGUMENT, FAILED_PRECONDITION or RESOURCE_EXHAUSTED, with field and value.
   static absl::StatusOr<std::unique_ptr<Sequence>> Create(const v1::SequenceStart& start,
-                                                          const Model& model,
                                                           kv_store::SegmentClient* segment,
-                                                          LabelPool* labels);
+                                                          Device* device);
   ~Sequence();
   Sequence(const Sequence&) = delete;
   Sequence& operator=(const Sequence&) = delete;
@@ -38,7 +37,10 @@ class Sequence {
   uint32_t generated() const { return static_cast<uint32_t>(ids_.size()) - prompt_tokens_; }
 
   // The next `tokens` tokens as a step's item. A selection is made only once the prompt is there.
-  StepItem Item(uint32_t tokens) const;
+  StepItem Item(uint32_t tokens);
+  // Whether its prompt must go through the device's prefill buffer, one layer at a time.
+  bool prefills_by_layer() const { return prefilling() && rows_on_device_.device && !resident(); }
+  bool resident() const { return rows_on_device_.device && rows_on_device_.resident(); }
   // The step's rows may be written / are complete.
   absl::Status Prepare(uint32_t tokens) { return rows_.Prepare(computed_, tokens); }
   void Advance(uint32_t tokens);
@@ -51,20 +53,21 @@ class Sequence {
   void FillEnd(v1::FinishReason reason, v1::SequenceEnd* end) const;
 
  private:
-  Sequence(const v1::SequenceStart& start, kv_store::SegmentClient* segment, LabelPool* labels,
-           uint32_t layers, uint32_t kv_heads);
+  Sequence(const v1::SequenceStart& start, kv_store::SegmentClient* segment, Device* device);
+  absl::Status TakeDeviceMemory();
 
   v1::SequenceStart start_;
   uint32_t prompt_tokens_;
   std::vector<uint32_t> ids_;  // prompt, then generated
   uint32_t computed_ = 0;      // positions whose rows are in the segment
   SequenceRows rows_;
-  LabelPool* labels_;
+  std::vector<uint32_t> generations_;
+  Device* const device_;
   std::vector<std::byte*> label_pages_;
+  RowSets rows_on_device_;
   RowBudget budget_;
-  uint32_t selections_;  // per step: layers * kv_heads
 
-  uint64_t decode_rows_ = 0;
+  RowCounts counts_;
   Clock::time_point started_ = Clock::now();
   Clock::time_point first_token_{};
   Clock::time_point last_token_{};

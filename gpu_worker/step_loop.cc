@@ -15,6 +15,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kIdleWait{200};  // how often an idle worker looks at the store
 constexpr std::chrono::seconds kHeartbeat{1};        // longest silence of a worker that computes
+constexpr uint32_t kMaxPrefetchPercent = 1000;
 
 }  // namespace
 
@@ -80,6 +81,7 @@ void StepLoop::OnOpened(uint64_t session) {
 
 void StepLoop::DropAll() {
   if (!sequences_.empty()) spdlog::info("dropping {} sequences", sequences_.size());
+  by_layer_.reset();
   sequences_.clear();
   order_.clear();
   report_.Clear();
@@ -94,6 +96,13 @@ void StepLoop::OnPlan(const v1::Plan& plan) {
   epoch_ = plan.epoch();
   epoch_steps_ = steps_left_ = std::clamp(plan.valid_steps(), 1u, 1u << 16);
   prefill_unit_tokens_ = std::max(plan.prefill_unit_tokens(), kPrefillAlign);
+  std::vector<LayerPolicy> policies;
+  for (const v1::LayerPlan& layer : plan.layers()) {
+    const uint32_t percent = layer.prefetch_percent() ? layer.prefetch_percent() : 100;
+    policies.push_back(
+        {layer.predict(), std::min(percent, kMaxPrefetchPercent), layer.uncorrected()});
+  }
+  options_.device->attention->set_policies(std::move(policies));
 
   const std::set<uint64_t> members(plan.members().begin(), plan.members().end());
   std::vector<uint64_t> dropped;
@@ -113,8 +122,7 @@ void StepLoop::Start(const v1::SequenceStart& start) {
   } else if (sequences_.contains(start.sequence_id())) {
     sequence = absl::AlreadyExistsError("sequence_id: runs already");
   } else {
-    sequence = Sequence::Create(start, *options_.device->model, options_.segment,
-                                options_.device->labels.get());
+    sequence = Sequence::Create(start, options_.segment, options_.device);
   }
   if (sequence.ok()) {
     sequences_.emplace(start.sequence_id(), *std::move(sequence));
@@ -144,15 +152,19 @@ void StepLoop::Step() {
   Flush();
 }
 
-// At most prefill_unit_tokens tokens of prompts, in the plan's order. A chunk ends at the prompt's
-// end or at an absolute multiple of kPrefillAlign.
-void StepLoop::PrefillUnit() {
+// Prompts in the plan's order, as many as a unit holds. A chunk ends at the prompt's end or at an
+// absolute multiple of kPrefillAlign. One that goes layer by layer comes alone.
+std::vector<std::pair<Sequence*, uint32_t>> StepLoop::NextPrompts() {
   std::vector<std::pair<Sequence*, uint32_t>> batch;
   uint32_t room = std::min(prefill_unit_tokens_, options_.device->plan.max_step_tokens);
   for (uint64_t id : order_) {
     const auto found = sequences_.find(id);
     if (found == sequences_.end() || !found->second->prefilling()) continue;
     Sequence& sequence = *found->second;
+    if (sequence.prefills_by_layer()) {
+      if (batch.empty()) batch.emplace_back(&sequence, sequence.prompt_tokens());
+      break;
+    }
     const uint32_t from = sequence.computed();
     uint32_t end = sequence.prompt_tokens();
     if (end - from > room) end = (from + room) / kPrefillAlign * kPrefillAlign;
@@ -160,7 +172,13 @@ void StepLoop::PrefillUnit() {
     batch.emplace_back(&sequence, end - from);
     room -= end - from;
   }
+  return batch;
+}
+
+void StepLoop::PrefillUnit() {
+  std::vector<std::pair<Sequence*, uint32_t>> batch = NextPrompts();
   if (batch.empty()) return;
+  if (batch[0].first->prefills_by_layer()) return PrefillByLayer(*batch[0].first);
   Forward(batch);
   uint32_t token = 0;
   for (auto& [sequence, tokens] : batch) {
@@ -172,15 +190,38 @@ void StepLoop::PrefillUnit() {
   }
 }
 
+void StepLoop::PrefillByLayer(Sequence& sequence) {
+  Device& device = *options_.device;
+  const uint32_t tokens = sequence.prompt_tokens(), layers = device.model->config().layers;
+  if (!by_layer_ || by_layer_id_ != sequence.id()) {
+    if (absl::Status status = sequence.Prepare(tokens); !status.ok()) {
+      return End(sequence.id(), v1::FINISH_REASON_ERROR, status);
+    }
+    by_layer_ = std::make_unique<LayerwisePrefill>(
+        device.model.get(), tokens, device.plan.max_step_tokens / kPrefillAlign * kPrefillAlign);
+    by_layer_id_ = sequence.id();
+  }
+  by_layer_->Run(sequence.Item(tokens), uint64_t{prefill_unit_tokens_} * layers);
+  if (!by_layer_->done()) return;
+  sequence.Advance(tokens);
+  stats_.set_prefill_tokens(stats_.prefill_tokens() + tokens);
+  const uint32_t last = by_layer_->last_token();
+  by_layer_.reset();
+  SampleNext(sequence, device.model->Logits(last, 1));
+}
+
 void StepLoop::DecodeStep() {
   std::vector<std::pair<Sequence*, uint32_t>> batch;
   for (const auto& [id, sequence] : sequences_) {
     if (!sequence->prefilling()) batch.emplace_back(sequence.get(), 1);
   }
   if (batch.empty()) return;
-  Forward(batch);
-  if (batch.empty()) return;
   Model& model = *options_.device->model;
+  model.set_measure(!measured_);
+  Forward(batch);
+  model.set_measure(false);
+  if (batch.empty()) return;
+  measured_ = true;
   const float* logits = model.Logits(0, static_cast<uint32_t>(batch.size()));
   for (size_t i = 0; i < batch.size(); ++i) {
     SampleNext(*batch[i].first, logits + i * model.config().vocab_size);
@@ -195,20 +236,9 @@ void StepLoop::Forward(std::vector<std::pair<Sequence*, uint32_t>>& batch) {
   });
   if (batch.empty()) return;
   std::vector<StepItem> items;
-  uint64_t rows = 0;
-  const ModelConfig& config = options_.device->model->config();
-  for (auto& [sequence, tokens] : batch) {
-    items.push_back(sequence->Item(tokens));
-    if (!sequence->prefilling()) {
-      rows += items.back().rows_per_head() * config.layers * config.kv_heads;
-    }
-  }
+  for (auto& [sequence, tokens] : batch) items.push_back(sequence->Item(tokens));
   options_.device->model->Forward(items);
   for (auto& [sequence, tokens] : batch) sequence->Advance(tokens);
-
-  stats_.set_rows_selected(stats_.rows_selected() + rows);
-  stats_.set_rows_fetched(stats_.rows_fetched() + rows);
-  stats_.set_fetch_bytes(stats_.fetch_bytes() + rows * options_.segment->layout().row_bytes());
 }
 
 void StepLoop::SampleNext(Sequence& sequence, const float* logits) {
@@ -227,17 +257,62 @@ void StepLoop::End(uint64_t id, v1::FinishReason reason, const absl::Status& err
   found->second->FillEnd(reason, end);
   end->set_error_code(static_cast<int>(error.code()));
   end->set_error(std::string(error.message()));
+  if (by_layer_ && by_layer_id_ == id) by_layer_.reset();
   sequences_.erase(found);
 }
 
 void StepLoop::CloseEpoch(bool exhausted) {
-  const LabelPool& labels = *options_.device->labels;
-  stats_.set_label_pages_free(labels.free_pages());
-  stats_.set_label_bytes((labels.total_pages() - labels.free_pages()) *
-                         labels.layout().page_bytes());
+  FillLayers();
+  FillTransfers();
+  for (const Device::MemoryUse& use : options_.device->Memory()) {
+    auto* memory = stats_.add_device_memory();
+    memory->set_kind(use.kind);
+    memory->set_bytes(use.bytes);
+    memory->set_used_bytes(use.used_bytes);
+  }
   stats_.set_plan_exhausted(exhausted);
   *report_.mutable_stats() = stats_;
   stats_.Clear();
+  measured_ = false;
+}
+
+void StepLoop::FillLayers() {
+  for (LayerCounts& counts : options_.device->attention->counts()) {
+    auto* layer = stats_.add_layers();
+    layer->set_selected(counts.rows.selected);
+    layer->set_hits(counts.rows.hits);
+    layer->set_prefetched(counts.rows.prefetched);
+    layer->set_useful(counts.rows.useful);
+    layer->set_missed(counts.rows.missed);
+    layer->set_cut(counts.cut);
+    layer->set_stall_s(counts.rows.stall_s);
+    layer->set_similarity_sum(counts.similarity_sum);
+    layer->set_similarity_count(counts.similarity_count);
+    layer->set_predicted(counts.predicted);
+    layer->set_predicted_selected(counts.predicted_selected);
+    counts = LayerCounts{};
+  }
+}
+
+void StepLoop::FillTransfers() {
+  const Device& device = *options_.device;
+  Transfers now = {.direct_bytes = device.attention->direct_bytes()};
+  if (device.prefetcher) {
+    now.direct_bytes += device.prefetcher->direct_bytes();
+    now.gather_bytes = device.prefetcher->gather_bytes();
+  }
+  if (device.link) now.link_s = device.link->busy_seconds();
+  if (options_.segment->gather()) {
+    const auto gather = options_.segment->gather()->counters();
+    now.expired = gather.expired;
+    now.refused = gather.refused;
+  }
+  stats_.set_direct_bytes(now.direct_bytes - reported_.direct_bytes);
+  stats_.set_gather_bytes(now.gather_bytes - reported_.gather_bytes);
+  stats_.set_link_s(now.link_s - reported_.link_s);
+  stats_.set_gather_expired(now.expired - reported_.expired);
+  stats_.set_gather_refused(now.refused - reported_.refused);
+  reported_ = now;
 }
 
 void StepLoop::Flush(bool heartbeat) {

@@ -9,6 +9,7 @@
 
 #include "base/bounded_queue.h"
 #include "gpu_worker/device.h"
+#include "gpu_worker/layerwise_prefill.h"
 #include "gpu_worker/sequence.h"
 #include "kv_store/client.h"
 #include "sparsekv/v1/worker.pb.h"
@@ -69,7 +70,11 @@ class StepLoop {
   void DropAll();
 
   void Step();
+  // At most prefill_unit_tokens tokens of prompts through every layer, or as much work on one
+  // prompt that goes layer by layer.
   void PrefillUnit();
+  std::vector<std::pair<Sequence*, uint32_t>> NextPrompts();
+  void PrefillByLayer(Sequence& sequence);
   void DecodeStep();
   // Runs `batch` (each sequence with its number of tokens) and advances it; sequences whose rows
   // were lost end and leave the batch first.
@@ -79,6 +84,8 @@ class StepLoop {
   // Sends what the report holds, if anything; `heartbeat`: even if not.
   void Flush(bool heartbeat = false);
   void CloseEpoch(bool exhausted);
+  void FillLayers();
+  void FillTransfers();
 
   Options options_;
   bool stopping_ = false;
@@ -89,8 +96,15 @@ class StepLoop {
   uint32_t prefill_unit_tokens_ = 0;
   std::vector<uint64_t> order_;  // members, prefill order
   Sequences sequences_;
-  v1::Report report_;     // of the step in progress
-  v1::EpochStats stats_;  // of the epoch in progress
+  v1::Report report_;                           // of the step in progress
+  v1::EpochStats stats_;                        // of the epoch in progress
+  bool measured_ = false;                       // one decode step of it was
+  std::unique_ptr<LayerwisePrefill> by_layer_;  // of sequence by_layer_id_; null: none is under way
+  uint64_t by_layer_id_ = 0;
+  struct Transfers {
+    uint64_t direct_bytes = 0, gather_bytes = 0, expired = 0, refused = 0;
+    double link_s = 0;
+  } reported_;  // all that earlier epochs have told
   std::chrono::steady_clock::time_point flushed_{};
 };
 

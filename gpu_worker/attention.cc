@@ -1,0 +1,271 @@
+#include "gpu_worker/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <iterator>
+
+#include "base/check.h"
+
+namespace sparsekv {
+
+Attention::Attention(const Options& options)
+    : options_(options),
+      config_(*options.config),
+      backend_(*options.backend),
+      scratch_(options.scratch),
+      counts_(options.config->layers) {
+  if (options.channels) {
+    label_layout_ = {config_.layers, config_.kv_heads, options.channels->channels};
+  }
+  for (uint32_t i = 0; i < options.prefill_layout.blocks; ++i) prefill_blocks_.push_back(i);
+}
+
+void Attention::BeginStep(std::span<const StepItem> items, std::span<const uint32_t> first) {
+  items_ = items;
+  first_ = first;
+  kept_.assign(items.size(), {});
+  if (options_.fetcher) options_.fetcher->BeginStep();
+}
+
+void Attention::Run(uint32_t layer) {
+  Append(layer);
+  LayerCounts& counts = counts_[layer];
+  if (options_.fetcher) {
+    Timeline::Span span(options_.timeline, "settle", layer);
+    counts.rows.stall_s += options_.fetcher->Settle(layer, policy(layer).uncorrected, &counts);
+  }
+  AttendDense(layer);
+  std::vector<Selecting> selecting, judged;
+  for (uint32_t i = 0; i < items_.size(); ++i) {
+    const StepItem& item = items_[i];
+    if (item.budget.dense()) continue;
+    CHECK_EQ(item.ids.size(), size_t{1});
+    const Selecting one = {i, item.position + 1, item.budget.At(item.position + 1)};
+    (uncorrected(layer, i) ? judged : selecting).push_back(one);
+  }
+  ForEachRound(layer, selecting, [&](std::span<const Selecting> round, size_t stride) {
+    AttendSelected(layer, round, stride);
+  });
+  if (measure_) {
+    ForEachRound(layer, judged, [&](std::span<const Selecting> round, size_t stride) {
+      JudgePrediction(layer, round, stride);
+    });
+  }
+  for (const Selecting& one : judged) AttendPredicted(layer, one.index);
+}
+
+// Rows go to the segment, and where the item's rows are on the device by position, there too.
+void Attention::Append(uint32_t layer) {
+  std::vector<AppendRowsArgs::Item> rows;
+  std::vector<AppendLabelsArgs::Item> labels;
+  for (size_t i = 0; i < items_.size(); ++i) {
+    const StepItem& item = items_[i];
+    rows.push_back({Span(i), HostRows(layer, item)});
+    if (item.prefill_block != kNoPrefill) {
+      rows.push_back({Span(i), PrefillRows(item.prefill_block)});
+    } else if (item.resident() || (item.offloaded() && item.budget.dense())) {
+      rows.push_back({Span(i), item.device->Rows(layer)});
+    }
+    if (item.label_pages) labels.push_back({Span(i), Labels(layer, item)});
+  }
+  backend_.AppendRows({.k = scratch_.k, .v = scratch_.v, .items = rows});
+  if (labels.empty()) return;
+  backend_.AppendLabels({.k = scratch_.k,
+                         .kv_heads = config_.kv_heads,
+                         .head_dim = config_.head_dim,
+                         .row_dtype = options_.row_layout.dtype,
+                         .channels = options_.channels->Layer(layer),
+                         .items = labels});
+}
+
+void Attention::AttendDense(uint32_t layer) {
+  std::vector<AttendArgs::Item> dense;
+  for (size_t i = 0; i < items_.size(); ++i) {
+    const StepItem& item = items_[i];
+    if (!item.budget.dense()) continue;
+    AttendArgs::Item attend = {.span = Span(i), .rows = HostRows(layer, item)};
+    if (item.prefill_block != kNoPrefill) {
+      attend.rows = PrefillRows(item.prefill_block);
+    } else if (item.device) {
+      attend.rows = item.device->Rows(layer);
+    }
+    dense.push_back(attend);
+    if (!item.counts) continue;
+    if (item.offloaded()) {
+      CHECK_EQ(item.ids.size(), size_t{1});
+      options_.fetcher->Stream(layer, item, item.position, attend.rows, &counts_[layer]);
+    } else {
+      CountHere(layer, item, item.rows_per_head());
+    }
+  }
+  if (!dense.empty()) Attend(dense, 0);
+}
+
+void Attention::ForEachRound(uint32_t layer, std::span<const Selecting> all, const Use& use) {
+  for (size_t from = 0; from < all.size();) {
+    size_t to = from, stride = 0;
+    for (; to < all.size(); ++to) {
+      const size_t longest = std::max<size_t>(stride, all[to].tokens);
+      if ((to - from + 1) * longest * config_.kv_heads > scratch_.selection_entries) break;
+      stride = longest;
+    }
+    CHECK_GT(to, from);  // one sequence alone always fits
+    ScoreAndSelect(layer, all.subspan(from, to - from), stride);
+    use(all.subspan(from, to - from), stride);
+    from = to;
+  }
+}
+
+void Attention::ScoreAndSelect(uint32_t layer, std::span<const Selecting> round, size_t stride) {
+  CHECK(options_.channels != nullptr);
+  Timeline::Span span(options_.timeline, "select", layer);
+  std::vector<ScoreLabelsArgs::Item> score;
+  std::vector<SelectArgs::Item> select;
+  for (size_t n = 0; n < round.size(); ++n) {
+    const size_t offset = n * config_.kv_heads * stride;
+    score.push_back({.query = first_[round[n].index],
+                     .tokens = round[n].tokens,
+                     .labels = Labels(layer, items_[round[n].index]),
+                     .scores = scratch_.scores + offset});
+    select.push_back({.scores = scratch_.scores + offset,
+                      .tokens = round[n].tokens,
+                      .count = round[n].count,
+                      .selection = scratch_.selection + offset});
+  }
+  backend_.ScoreLabels({.q = scratch_.q,
+                        .kv_heads = config_.kv_heads,
+                        .group = config_.heads / config_.kv_heads,
+                        .head_dim = config_.head_dim,
+                        .channels = options_.channels->Layer(layer),
+                        .pooling = options_.channels->pooling,
+                        .score_stride = stride,
+                        .items = score});
+  backend_.Select({.kv_heads = config_.kv_heads,
+                   .score_stride = stride,
+                   .selection_stride = stride,
+                   .items = select});
+}
+
+RowFetcher::Request Attention::RequestFor(const Selecting& selecting, size_t n,
+                                          size_t stride) const {
+  const size_t offset = n * config_.kv_heads * stride;
+  return {.index = selecting.index,
+          .item = &items_[selecting.index],
+          .rows = scratch_.selection + offset,
+          .count = selecting.count,
+          .slots = scratch_.slots + offset,
+          .misses = scratch_.misses + offset,
+          .resolved = scratch_.resolved + n * config_.kv_heads};
+}
+
+// The rows of the true selection, wherever they are; those of offloaded items are brought first.
+void Attention::AttendSelected(uint32_t layer, std::span<const Selecting> round, size_t stride) {
+  if (measure_) JudgePrediction(layer, round, stride);
+  std::vector<AttendArgs::Item> attend;
+  std::vector<RowFetcher::Request> requests;
+  std::vector<AppendRowsArgs::Item> current;
+  for (size_t n = 0; n < round.size(); ++n) {
+    const auto& [index, tokens, count] = round[n];
+    const StepItem& item = items_[index];
+    const uint32_t* list = scratch_.selection + n * config_.kv_heads * stride;
+    for (uint32_t head = 0; on_selection_ && head < config_.kv_heads; ++head) {
+      on_selection_(layer, index, head, {list + head * stride, count});
+    }
+    AttendArgs::Item one = {.span = Span(index), .selection = list, .count = count};
+    if (item.offloaded()) {
+      requests.push_back(RequestFor(round[n], n, stride));
+      one.rows = item.device->Rows(layer);
+      one.selection = requests.back().slots;
+      current.push_back({.span = one.span,
+                         .rows = one.rows,
+                         .slots = one.selection + count - 1,
+                         .slot_stride = stride});
+    } else {
+      one.rows = item.device ? item.device->Rows(layer) : HostRows(layer, item);
+      if (item.counts) CountHere(layer, item, count);
+    }
+    attend.push_back(one);
+  }
+  if (!requests.empty()) {
+    options_.fetcher->Bring(layer, requests, stride, &counts_[layer]);
+    backend_.AppendRows({.k = scratch_.k, .v = scratch_.v, .items = current});
+  }
+  Timeline::Span span(options_.timeline, "attend", layer);
+  Attend(attend, stride);
+}
+
+// What the paper does: the predicted rows and the current one, whatever the true query says.
+void Attention::AttendPredicted(uint32_t layer, uint32_t index) {
+  const StepItem& item = items_[index];
+  std::fill_n(scratch_.selection, config_.kv_heads, item.position);
+  const RowFetcher::Request request = RequestFor({index, 1, 1}, 0, 1);
+  options_.fetcher->Bring(layer, {&request, 1}, 1, &counts_[layer]);
+  const RowFetcher::Prediction prediction = options_.fetcher->Predicted(layer, index);
+  for (uint32_t head = 0; head < config_.kv_heads; ++head) {
+    prediction.slots[head * prediction.stride + prediction.count] = scratch_.slots[head];
+  }
+  const uint64_t rows = uint64_t{prediction.count} * config_.kv_heads;
+  for (RowCounts* counted : {&counts_[layer].rows, item.counts}) {
+    if (!counted) continue;
+    counted->selected += rows;
+    counted->useful += prediction.brought;
+    counted->hits += rows - prediction.brought;
+  }
+  const AttendArgs::Item attend = {.span = Span(index),
+                                   .rows = item.device->Rows(layer),
+                                   .selection = prediction.slots,
+                                   .count = prediction.count + 1};
+  const AppendRowsArgs::Item current = {.span = attend.span,
+                                        .rows = attend.rows,
+                                        .slots = prediction.slots + prediction.count,
+                                        .slot_stride = prediction.stride};
+  backend_.AppendRows({.k = scratch_.k, .v = scratch_.v, .items = {&current, 1}});
+  Timeline::Span span(options_.timeline, "attend", layer);
+  Attend({&attend, 1}, prediction.stride);
+}
+
+void Attention::Attend(std::span<const AttendArgs::Item> items, size_t stride) {
+  backend_.Attend({.q = scratch_.q,
+                   .out = scratch_.attended,
+                   .kv_heads = config_.kv_heads,
+                   .group = config_.heads / config_.kv_heads,
+                   .head_dim = config_.head_dim,
+                   .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim)),
+                   .selection_stride = stride,
+                   .items = items});
+}
+
+// Rows that are attended where they are: on the device, or in the segment.
+void Attention::CountHere(uint32_t layer, const StepItem& item, uint64_t rows_per_head) {
+  const uint64_t rows = rows_per_head * config_.kv_heads;
+  for (RowCounts* counted : {&counts_[layer].rows, item.counts}) {
+    counted->selected += rows;
+    (item.device ? counted->hits : counted->missed) += rows;
+  }
+  if (!item.device) in_place_bytes_ += rows * options_.row_layout.row_bytes();
+}
+
+uint64_t Attention::direct_bytes() const {
+  return in_place_bytes_ + (options_.fetcher ? options_.fetcher->direct_bytes() : 0);
+}
+
+RowTable Attention::PrefillRows(uint32_t block) const {
+  return {options_.prefill, prefill_blocks_.data() + block, &options_.prefill_layout};
+}
+
+RowTable Attention::HostRows(uint32_t layer, const StepItem& item) const {
+  return {options_.row_pool + layer * options_.row_layout.layer_stride(), item.blocks,
+          &options_.row_layout};
+}
+
+LabelTable Attention::Labels(uint32_t layer, const StepItem& item) const {
+  CHECK(item.label_pages != nullptr);
+  return {item.label_pages, &label_layout_, layer};
+}
+
+StepSpan Attention::Span(size_t index) const {
+  const StepItem& item = items_[index];
+  return {first_[index], static_cast<uint32_t>(item.ids.size()), item.position};
+}
+
+}  // namespace sparsekv

@@ -1,0 +1,124 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "gpu_worker/channel_config.h"
+#include "gpu_worker/checkpoint/model_config.h"
+#include "gpu_worker/query_predictor.h"
+#include "gpu_worker/row_fetcher.h"
+#include "gpu_worker/scratch.h"
+#include "gpu_worker/step_item.h"
+#include "gpu_worker/timeline.h"
+#include "kernels/backend.h"
+
+namespace sparsekv {
+
+// What a layer does between its projections: append rows and labels, select, have the rows there,
+// attend. Belongs to the device thread; holds no state of any sequence.
+//
+// Rows are attended in one of four places: in the segment, where they lie; on the device at their
+// positions (resident); on the device in slots (offloaded, selected); or in the prefill buffer, one
+// layer's rows of a prompt, or of a dense offloaded sequence. What is attended, and in which order
+// it is summed, is the same everywhere.
+class Attention {
+ public:
+  struct Options {
+    const ModelConfig* config = nullptr;
+    const ChannelConfig* channels = nullptr;  // null: dense attention only
+    Backend* backend = nullptr;
+    Scratch scratch;
+    RowLayout row_layout;  // the segment's pool
+    std::byte* row_pool = nullptr;
+    RowFetcher* fetcher = nullptr;              // null: rows are attended where they lie
+    const QueryPredictor* predictor = nullptr;  // null: no predictions
+    RowLayout prefill_layout;                   // one layer
+    std::byte* prefill = nullptr;               // prefill_layout.pool_bytes()
+    Timeline* timeline = nullptr;
+  };
+  explicit Attention(const Options& options);
+
+  // The items of a forward pass, and the index of each one's first token. Both outlive the pass.
+  void BeginStep(std::span<const StepItem> items, std::span<const uint32_t> first);
+
+  // Starts to fetch what `layer` will probably select, judged by the input of the layer before,
+  // [tokens, hidden_size]. Uses scratch.normed, .q and .attended. Does nothing where the layer's
+  // policy says so.
+  void Predict(uint32_t layer, const float* input, std::span<const uint32_t> positions,
+               std::span<const float> inverse_frequency);
+
+  // From scratch.q, .k, .v, after rotation, to scratch.attended.
+  void Run(uint32_t layer);
+
+  // One per layer; none = no prediction.
+  void set_policies(std::vector<LayerPolicy> policies) { policies_ = std::move(policies); }
+  // This step looks at how good predictions are, which costs a little: LayerCounts::predicted...
+  void set_measure(bool measure) { measure_ = measure; }
+
+  // Tests: sees every selection, ascending, of item `item` in `layer`.
+  using SelectionObserver = std::function<void(uint32_t layer, uint32_t item, uint32_t kv_head,
+                                               std::span<const uint32_t> selection)>;
+  void set_selection_observer(SelectionObserver observer) { on_selection_ = std::move(observer); }
+
+  std::vector<LayerCounts>& counts() { return counts_; }  // [layers], sums until cleared
+  bool can_select() const { return options_.channels != nullptr; }
+  uint64_t direct_bytes() const;  // read so far by the device thread
+  const LabelLayout& label_layout() const { return label_layout_; }
+
+ private:
+  // One item that selects: how many tokens it chooses among, and how many of them.
+  struct Selecting {
+    uint32_t index = 0;
+    uint32_t tokens = 0;
+    uint32_t count = 0;
+  };
+  using Use = std::function<void(std::span<const Selecting> round, size_t stride)>;
+
+  void Append(uint32_t layer);
+  void AttendDense(uint32_t layer);
+  void AttendSelected(uint32_t layer, std::span<const Selecting> round, size_t stride);
+  void AttendPredicted(uint32_t layer, uint32_t index);
+  // Scores and selects with scratch.q in rounds that fit the scratch, and hands each round on, its
+  // lists in scratch.selection, [round][kv_heads, stride].
+  void ForEachRound(uint32_t layer, std::span<const Selecting> all, const Use& use);
+  void ScoreAndSelect(uint32_t layer, std::span<const Selecting> round, size_t stride);
+  void Attend(std::span<const AttendArgs::Item> items, size_t stride);
+
+  uint32_t PredictedCount(const StepItem& item, const LayerPolicy& policy) const;
+  RowFetcher::Request RequestFor(const Selecting& selecting, size_t n, size_t stride) const;
+  void CountHere(uint32_t layer, const StepItem& item, uint64_t rows_per_head);
+  void KeepPrediction(std::span<const Selecting> round, size_t stride);
+  void JudgePrediction(uint32_t layer, std::span<const Selecting> round, size_t stride);
+
+  const LayerPolicy& policy(uint32_t layer) const;
+  // Whether the item attends nothing but its prediction.
+  bool uncorrected(uint32_t layer, uint32_t index) const;
+  RowTable PrefillRows(uint32_t block) const;
+  RowTable HostRows(uint32_t layer, const StepItem& item) const;
+  LabelTable Labels(uint32_t layer, const StepItem& item) const;
+  StepSpan Span(size_t index) const;
+
+  const Options options_;
+  const ModelConfig& config_;
+  Backend& backend_;
+  const Scratch scratch_;
+  LabelLayout label_layout_;
+  std::vector<uint32_t> prefill_blocks_;  // 0, 1, ...: the prefill buffer's blocks in order
+
+  std::vector<LayerPolicy> policies_;
+  std::vector<LayerCounts> counts_;  // [layers]
+  uint64_t in_place_bytes_ = 0;
+  bool measure_ = false;
+
+  // Of the step in progress.
+  std::span<const StepItem> items_;
+  std::span<const uint32_t> first_;
+  std::vector<std::vector<uint32_t>> kept_;  // [items], predicted tokens by KV head; measured steps
+
+  SelectionObserver on_selection_;
+};
+
+}  // namespace sparsekv

@@ -1,0 +1,100 @@
+#include "gpu_worker/device_rows.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+
+namespace sparsekv {
+
+namespace {
+
+constexpr uint32_t kDoubleBuffer = 2;
+
+uint32_t Pages(uint32_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
+
+}  // namespace
+
+bool RowSets::shared() const {
+  return placement == RowPlacement::kOffload && device->hot_rows() == 0;
+}
+
+size_t RowSets::bytes() const {
+  if (device == nullptr) return 0;
+  const RowLayout& layout = device->layout();
+  return blocks.size() * (layout.block_stride() + DeviceRows::MetaBytes(layout)) +
+         map_pages.size() * device->maps().page_bytes();
+}
+
+RowTable RowSets::Rows(uint32_t layer) const {
+  const uint32_t set = layer % sets;
+  return {device->options_.rows, blocks.data() + size_t{set} * Pages(slots), &device->layout()};
+}
+
+SlotTable RowSets::Slots(uint32_t layer) const {
+  return {.rows = Rows(layer),
+          .slots = slots,
+          .meta = device->options_.meta,
+          .map_pages = map_pages.data(),
+          .map_layout = &device->map_layout(),
+          .set = layer % sets};
+}
+
+DeviceRows::DeviceRows(const Options& options)
+    : options_(options),
+      map_layout_{.sets = options.hot_rows ? options.layers : kDoubleBuffer,
+                  .kv_heads = options.layout.kv_heads},
+      maps_(map_layout_.page_bytes(), options.map_pages, options.map_page_count) {
+  CHECK_EQ(options.layout.layers, 1u);
+  for (uint32_t block = options.layout.blocks; block-- > 0;) free_.push_back(block);
+}
+
+DeviceRows::Need DeviceRows::NeedOf(uint32_t layers, uint32_t hot_rows, RowPlacement placement,
+                                    uint32_t tokens, uint32_t selection) {
+  if (placement == RowPlacement::kResident) return {layers, Pages(tokens) * kBlockTokens};
+  if (selection == 0) return {1, Pages(tokens) * kBlockTokens};
+  return {hot_rows ? layers : kDoubleBuffer, Pages(std::max(hot_rows, selection)) * kBlockTokens};
+}
+
+bool DeviceRows::Take(RowPlacement placement, uint32_t tokens, uint32_t selection, RowSets* sets) {
+  const Need need = NeedOf(options_.layers, options_.hot_rows, placement, tokens, selection);
+  const uint32_t count = need.blocks();
+  if (count > free_.size()) return false;
+  const bool mapped = placement == RowPlacement::kOffload && selection > 0;
+  if (mapped && !maps_.Take(Pages(tokens), sets->map_pages)) return false;
+  for (std::byte* page : sets->map_pages) std::memset(page, 0xFF, maps_.page_bytes());
+  sets->device = this;
+  sets->placement = placement;
+  sets->sets = need.sets;
+  sets->slots = need.slots;
+  sets->blocks.assign(free_.end() - count, free_.end());
+  free_.resize(free_.size() - count);
+  const size_t metas = size_t{layout().kv_heads} * kBlockTokens;
+  for (uint32_t block : sets->blocks) {
+    std::fill_n(options_.meta + block * metas, metas, SlotMeta{});
+  }
+  return true;
+}
+
+void DeviceRows::Return(RowSets* sets) {
+  if (sets->device == nullptr) return;
+  free_.insert(free_.end(), sets->blocks.begin(), sets->blocks.end());
+  CHECK_LE(free_.size(), total_blocks());
+  sets->blocks.clear();
+  maps_.Return(sets->map_pages);
+  sets->device = nullptr;
+}
+
+size_t DeviceRows::MetaBytes(const RowLayout& layout) {
+  return size_t{layout.kv_heads} * kBlockTokens * sizeof(SlotMeta);
+}
+
+size_t DeviceRows::used_row_bytes() const {
+  return (total_blocks() - free_.size()) * layout().block_stride();
+}
+
+size_t DeviceRows::used_map_bytes() const {
+  return maps_.used_bytes() + (total_blocks() - free_.size()) * MetaBytes(layout());
+}
+
+}  // namespace sparsekv

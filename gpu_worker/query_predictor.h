@@ -1,0 +1,48 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "gpu_worker/channel_config.h"
+#include "gpu_worker/checkpoint/model_config.h"
+#include "gpu_worker/checkpoint/weights.h"
+#include "gpu_worker/scratch.h"
+#include "kernels/backend.h"
+
+namespace sparsekv {
+
+// Guesses a layer's queries from the input of the layer before it, on the label channels only:
+// q' = RoPE(Wq . norm(h)) with the layer's own norm, and of Wq only the rows that the label
+// channels and their rotary partners need. Those rows are copied together once, at start. Belongs
+// to the device thread; what it is made of outlives it.
+class QueryPredictor {
+ public:
+  // Device memory for the sliced matrices.
+  static size_t Bytes(const ModelConfig& config, const ChannelConfig& channels);
+
+  // `memory` holds Bytes(...).
+  QueryPredictor(const ModelConfig& config, const ChannelConfig& channels, const Weights& weights,
+                 Backend* backend, std::byte* memory);
+
+  // Leaves the queries of `layer` in scratch.q, zero but for the channels; uses scratch.normed and
+  // scratch.attended. `input` [positions.size(), hidden_size].  REQUIRES: layer >= 1.
+  void Predict(uint32_t layer, const float* input, std::span<const uint32_t> positions,
+               std::span<const float> inverse_frequency, const Scratch& scratch) const;
+
+ private:
+  // Channels of a KV head: labels and partners, or all of them where those would be as many.
+  static uint32_t Width(const ModelConfig& config, const ChannelConfig& channels);
+  void Slice(uint32_t layer, const ChannelConfig& channels, const WeightView& wq,
+             std::byte* memory);
+
+  const ModelConfig& config_;
+  const Weights& weights_;
+  Backend* const backend_;
+  const uint32_t width_;
+  std::vector<std::vector<uint16_t>> channels_;  // [layers], [kv_heads, width]
+  std::vector<WeightView> sliced_;               // [layers], [heads * width, hidden_size]
+};
+
+}  // namespace sparsekv

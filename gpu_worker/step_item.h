@@ -1,0 +1,71 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "gpu_worker/budget.h"
+#include "gpu_worker/device_rows.h"
+
+namespace sparsekv {
+
+// Token rows of a sequence, over layers and KV heads: selected = hits + useful + missed.
+struct RowCounts {
+  uint64_t selected = 0;
+  uint64_t hits = 0;        // on the device before the step's prediction, or made by the step
+  uint64_t prefetched = 0;  // brought by a prediction before the layer began
+  uint64_t useful = 0;      // of those, selected
+  uint64_t missed = 0;      // fetched by the layer itself
+  double stall_s = 0;       // the layers waited for rows
+
+  uint64_t fetched() const { return prefetched + missed; }
+};
+
+inline constexpr uint32_t kNoPrefill = 0xFFFFFFFF;
+
+// One sequence's share of a forward pass: a chunk of its prompt, or one token.
+struct StepItem {
+  std::span<const uint32_t> ids;     // the step's tokens of this sequence
+  uint32_t position = 0;             // of ids[0]
+  const uint32_t* blocks = nullptr;  // row blocks for every position up to the last of ids
+  // Pages for the same positions; null: no labels are kept.
+  std::byte* const* label_pages = nullptr;
+  RowBudget budget;  // not dense: ids.size() == 1 and label_pages given
+
+  // The sequence's rows on the device; null: rows are attended where they lie.
+  const RowSets* device = nullptr;
+  // A prompt whose rows, of one layer at a time, are attended in the device's prefill buffer: the
+  // buffer's block where position 0 lies. All earlier positions must have come through there.
+  uint32_t prefill_block = kNoPrefill;
+  uint64_t owner = 0;                     // for gather: as the store knows the sequence,
+  const uint32_t* generations = nullptr;  // and its blocks
+  RowCounts* counts = nullptr;            // of decode steps; null: nobody asks
+
+  bool offloaded() const { return device != nullptr && !device->resident(); }
+  bool resident() const { return device != nullptr && device->resident(); }
+
+  // Rows that one (layer, KV head) attends for the item's tokens together.
+  uint64_t rows_per_head() const {
+    if (!budget.dense()) return budget.At(position + 1);
+    const uint64_t n = ids.size();
+    return n * position + n * (n + 1) / 2;
+  }
+};
+
+// Of one layer over the decode steps of an epoch: worker.proto, LayerStats.
+struct LayerCounts {
+  RowCounts rows;
+  uint64_t cut = 0;
+  uint64_t predicted = 0;
+  uint64_t predicted_selected = 0;
+  double similarity_sum = 0;
+  uint32_t similarity_count = 0;
+};
+
+// What the plan says of one layer: worker.proto, LayerPlan.
+struct LayerPolicy {
+  bool predict = false;
+  uint32_t prefetch_percent = 100;
+  bool uncorrected = false;
+};
+
+}  // namespace sparsekv
