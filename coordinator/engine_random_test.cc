@@ -9,7 +9,16 @@ namespace {
 
 class RandomHistory : public ::testing::TestWithParam<int> {
  protected:
-  RandomHistory() : random_(static_cast<unsigned>(GetParam())), f_(1 + Below(3), 24) {}
+  RandomHistory()
+      : random_(static_cast<unsigned>(GetParam())),
+        f_(1 + Below(3), 24, std::chrono::seconds(30),
+           OneIn(2) ? PlacementPolicy::kAuto : PlacementPolicy::kResident) {
+    const uint32_t row_blocks = OneIn(3) ? 0 : 18 + Below(20);  // a resident request takes 3 to 18
+    for (auto& worker : f_.workers) {
+      worker->hello.set_device_row_blocks(row_blocks);
+      worker->hello.set_hot_rows(128);
+    }
+  }
 
   uint32_t Below(uint32_t bound) { return static_cast<uint32_t>(random_() % bound); }
   bool OneIn(uint32_t n) { return Below(n) == 0; }
@@ -52,7 +61,7 @@ class RandomHistory : public ::testing::TestWithParam<int> {
     for (auto& worker : f_.workers) {
       if (!worker->up()) worker->Up(++f_.boots);
     }
-    for (int i = 0; i < 6000 && !AllDone(); ++i) f_.Step();
+    for (int i = 0; i < 20000 && !AllDone(); ++i) f_.Step();
     for (int i = 0; i < 3; ++i) f_.Step();
   }
   bool AllDone() const {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "coordinator/scheduler.h"
 #include "coordinator/worker_link.h"
 
 namespace sparsekv {
@@ -112,6 +113,23 @@ class FakeWorkerLink final : public WorkerLink {
       live_[start.sequence_id()].start = start;
     }
     CHECK_LE(live_.size(), size_t{hello.max_batch()});
+    CHECK_LE(RowBlocksTaken(), uint64_t{hello.device_row_blocks()});
+  }
+
+  uint64_t RowBlocksTaken() const {
+    const WorkerCapacity worker{.row_blocks_total = hello.device_row_blocks(),
+                                .layers = hello.model().layers(),
+                                .hot_rows = hello.hot_rows()};
+    uint64_t taken = 0;
+    for (const auto& [id, sequence] : live_) {
+      const v1::SequenceStart& start = sequence.start;
+      CHECK_EQ(start.placement() == v1::PLACEMENT_UNSPECIFIED, hello.device_row_blocks() == 0);
+      const uint32_t tokens =
+          static_cast<uint32_t>(start.prompt_ids_size()) + start.max_new_tokens();
+      const bool sparse = start.attention() == v1::ATTENTION_DOUBLE_SPARSITY;
+      taken += DeviceBlocks(NeedOf(tokens, sparse, start.budget()), worker, start.placement());
+    }
+    return taken;
   }
 
   void MakeToken(uint64_t id, v1::Report* report) {

@@ -89,7 +89,7 @@ Need NeedOf(uint32_t tokens, bool double_sparsity, const v1::Budget& budget) {
 uint64_t DeviceBlocks(const Need& need, const WorkerCapacity& worker, v1::Placement placement) {
   if (worker.row_blocks_total == 0) return 0;
   if (placement == v1::PLACEMENT_RESIDENT) return uint64_t{need.host_blocks} * worker.layers;
-  if (need.largest_selection == 0) return 0;  // a dense sequence's rows are streamed
+  if (need.largest_selection == 0) return need.host_blocks;  // dense: one layer at a time
   const uint32_t set_rows = std::max(worker.hot_rows, need.largest_selection);
   const uint64_t sets = worker.hot_rows > 0 ? worker.layers : 2;
   return sets * CeilDiv(set_rows, kBlockTokens);
