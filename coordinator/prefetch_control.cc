@@ -21,18 +21,6 @@ constexpr double kLeastRise = 0.05;  // of similarity
 
 double Share(double part, double rest) { return part > 0 ? part / (part + rest) : 0; }
 double Ratio(double part, double whole) { return whole > 0 ? part / whole : 0; }
-// What comes from another process may be any number.
-double Time(double seconds) { return std::isfinite(seconds) ? std::max(0.0, seconds) : 0; }
-// Of the rows that were not hot and that predicted sequences selected, those that prefetch brought.
-// `missed` counts dense sequences' rows too, which nobody predicts; so no more of it is believed
-// than selected rows that predictions did not name (a selection is predicted / percent) or that
-// were cut.
-double CorrectedCoverage(double useful, double missed, double cut, double predicted,
-                         double predicted_selected, uint32_t percent) {
-  const double unnamed = std::max(0.0, predicted * 100 / percent - predicted_selected);
-  return Share(useful, std::min(missed, unnamed + cut));
-}
-
 std::string Percent(double share) { return absl::StrCat(std::lround(100 * share), " %"); }
 
 }  // namespace
@@ -53,8 +41,8 @@ std::vector<PrefetchControl::Change> PrefetchControl::OnEpoch(const v1::EpochSta
     if (!EnoughToJudge(report, settings_[i].predict)) continue;
     Sums& sums = layers_[i].sums;
     sums.steps += stats.steps();
-    sums.link_s += Time(stats.link_s());
-    sums.busy_s += Time(stats.busy_s());
+    sums.link_s += stats.link_s();
+    sums.busy_s += stats.busy_s();
     Add(report, &sums);
     if (sums.steps < kJudgeSteps) continue;
     std::string why = Judge(layers_[i], settings_[i]);
@@ -66,6 +54,7 @@ std::vector<PrefetchControl::Change> PrefetchControl::OnEpoch(const v1::EpochSta
 
 void PrefetchControl::Add(const v1::LayerStats& stats, Sums* sums) {
   sums->selected += static_cast<double>(stats.selected());
+  sums->hits += static_cast<double>(stats.hits());
   sums->prefetched += static_cast<double>(stats.prefetched());
   sums->useful += static_cast<double>(stats.useful());
   sums->missed += static_cast<double>(stats.missed());
@@ -84,10 +73,17 @@ bool PrefetchControl::EnoughToJudge(const v1::LayerStats& stats, bool predicted)
          static_cast<double>(stats.useful()) + static_cast<double>(stats.missed()) >= kEnoughRows;
 }
 
+// `missed` counts dense sequences' rows too, which nobody predicts. So no more of it is believed
+// than predicted sequences can have missed: what was cut, and what predictions did not name. A
+// sample of the steps tells which share of a selection they name; what they named is a hit, useful
+// or cut.
 double PrefetchControl::Coverage(const Sums& sums, uint32_t percent) const {
-  return options_.correct ? CorrectedCoverage(sums.useful, sums.missed, sums.cut, sums.predicted,
-                                              sums.predicted_selected, percent)
-                          : Ratio(sums.predicted_selected, sums.predicted);
+  if (!options_.correct) return Ratio(sums.predicted_selected, sums.predicted);
+  const double selection = sums.predicted * std::max(1.0, 100.0 / percent);  // not less than it was
+  const double named = std::min(1.0, Ratio(sums.predicted_selected, selection));
+  if (named == 0) return 0;
+  const double unnamed = (1 - named) / named * (sums.hits + sums.useful + sums.cut);
+  return Share(sums.useful, std::min(sums.missed, unnamed + sums.cut));
 }
 
 std::optional<double> PrefetchControl::Coverage(uint32_t layer, const v1::LayerStats& stats) const {

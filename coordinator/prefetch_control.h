@@ -75,7 +75,7 @@ class PrefetchControl {
  private:
   struct Sums {
     double steps = 0, link_s = 0, busy_s = 0;
-    double selected = 0, prefetched = 0, useful = 0, missed = 0, cut = 0;
+    double selected = 0, hits = 0, prefetched = 0, useful = 0, missed = 0, cut = 0;
     double predicted = 0, predicted_selected = 0;
     double similarity = 0, similarity_count = 0;
   };

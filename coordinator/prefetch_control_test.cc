@@ -34,9 +34,11 @@ struct Epoch {
     layer->set_useful(useful);
     layer->set_missed(missed + dense);
     layer->set_cut(cut);
-    layer->set_predicted(predicted.value_or(selected * percent / 100));
+    layer->set_hits(selected - std::min(selected, useful + missed));
+    // A sample: one of ten steps.
+    layer->set_predicted(predicted.value_or(selected * percent / 1000));
     layer->set_predicted_selected(
-        predicted_selected.value_or(selected - std::min(selected, missed)));
+        predicted_selected.value_or((selected - std::min(selected, missed)) / 10));
     layer->set_similarity_sum(3 * similarity);
     layer->set_similarity_count(3);
     return stats;

@@ -64,7 +64,7 @@ TEST(DeviceBlocks, AreWhatTheWorkerTakes) {
   EXPECT_EQ(DeviceBlocks(sparse, worker, offload), 4u * 8);  // 500 rows, more than are hot
   EXPECT_EQ(DeviceBlocks(NeedOf(8192, true, Rows(100)), worker, offload), 4u * 4);  // 256 rows
   EXPECT_EQ(DeviceBlocks(Dense(8192), worker, resident), 4u * 128);
-  EXPECT_EQ(DeviceBlocks(Dense(8192), worker, offload), 0u);
+  EXPECT_EQ(DeviceBlocks(Dense(8192), worker, offload), 128u);  // layers in turn
   worker.hot_rows = 0;
   EXPECT_EQ(DeviceBlocks(sparse, worker, offload), 2u * 8);  // a double buffer
   worker.row_blocks_total = 0;
