@@ -23,7 +23,7 @@ Attention::Attention(const Options& options)
 void Attention::BeginStep(std::span<const StepItem> items, std::span<const uint32_t> first) {
   items_ = items;
   first_ = first;
-  kept_.assign(items.size(), {});
+  for (auto& kept : kept_) kept.resize(items.size());
   if (options_.fetcher) options_.fetcher->BeginStep();
 }
 
@@ -43,11 +43,11 @@ void Attention::Run(uint32_t layer) {
     const Selecting one = {i, item.position + 1, item.budget.At(item.position + 1)};
     (uncorrected(layer, i) ? judged : selecting).push_back(one);
   }
-  ForEachRound(layer, selecting, [&](std::span<const Selecting> round, size_t stride) {
+  ForEachRound(layer, false, selecting, [&](std::span<const Selecting> round, size_t stride) {
     AttendSelected(layer, round, stride);
   });
   if (measure_) {
-    ForEachRound(layer, judged, [&](std::span<const Selecting> round, size_t stride) {
+    ForEachRound(layer, false, judged, [&](std::span<const Selecting> round, size_t stride) {
       JudgePrediction(layer, round, stride);
     });
   }
@@ -101,7 +101,8 @@ void Attention::AttendDense(uint32_t layer) {
   if (!dense.empty()) Attend(dense, 0);
 }
 
-void Attention::ForEachRound(uint32_t layer, std::span<const Selecting> all, const Use& use) {
+void Attention::ForEachRound(uint32_t layer, bool predicted, std::span<const Selecting> all,
+                             const Use& use) {
   for (size_t from = 0; from < all.size();) {
     size_t to = from, stride = 0;
     for (; to < all.size(); ++to) {
@@ -111,6 +112,7 @@ void Attention::ForEachRound(uint32_t layer, std::span<const Selecting> all, con
     }
     CHECK_GT(to, from);  // one sequence alone always fits
     ScoreAndSelect(layer, all.subspan(from, to - from), stride);
+    if (on_selection_) ShowLists(layer, predicted, all.subspan(from, to - from), stride);
     use(all.subspan(from, to - from), stride);
     from = to;
   }
@@ -146,6 +148,16 @@ void Attention::ScoreAndSelect(uint32_t layer, std::span<const Selecting> round,
                    .items = select});
 }
 
+void Attention::ShowLists(uint32_t layer, bool predicted, std::span<const Selecting> round,
+                          size_t stride) {
+  for (size_t n = 0; n < round.size(); ++n) {
+    for (uint32_t head = 0; head < config_.kv_heads; ++head) {
+      uint32_t* list = scratch_.selection + (n * config_.kv_heads + head) * stride;
+      on_selection_(layer, round[n].index, head, predicted, {list, round[n].count});
+    }
+  }
+}
+
 RowFetcher::Request Attention::RequestFor(const Selecting& selecting, size_t n,
                                           size_t stride) const {
   const size_t offset = n * config_.kv_heads * stride;
@@ -168,9 +180,6 @@ void Attention::AttendSelected(uint32_t layer, std::span<const Selecting> round,
     const auto& [index, tokens, count] = round[n];
     const StepItem& item = items_[index];
     const uint32_t* list = scratch_.selection + n * config_.kv_heads * stride;
-    for (uint32_t head = 0; on_selection_ && head < config_.kv_heads; ++head) {
-      on_selection_(layer, index, head, {list + head * stride, count});
-    }
     AttendArgs::Item one = {.span = Span(index), .selection = list, .count = count};
     if (item.offloaded()) {
       requests.push_back(RequestFor(round[n], n, stride));

@@ -58,10 +58,11 @@ class Attention {
   // This step looks at how good predictions are, which costs a little: LayerCounts::predicted...
   void set_measure(bool measure) { measure_ = measure; }
 
-  // Tests: sees every selection, ascending, of item `item` in `layer`.
-  using SelectionObserver = std::function<void(uint32_t layer, uint32_t item, uint32_t kv_head,
-                                               std::span<const uint32_t> selection)>;
-  void set_selection_observer(SelectionObserver observer) { on_selection_ = std::move(observer); }
+  // Tests and benchmarks: sees every list of rows when it was chosen, ascending, predicted or true,
+  // and may put another of the same length in its place.
+  using SelectionHook = std::function<void(uint32_t layer, uint32_t item, uint32_t kv_head,
+                                           bool predicted, std::span<uint32_t> list)>;
+  void set_selection_hook(SelectionHook hook) { on_selection_ = std::move(hook); }
 
   std::vector<LayerCounts>& counts() { return counts_; }  // [layers], sums until cleared
   bool can_select() const { return options_.channels != nullptr; }
@@ -83,14 +84,15 @@ class Attention {
   void AttendPredicted(uint32_t layer, uint32_t index);
   // Scores and selects with scratch.q in rounds that fit the scratch, and hands each round on, its
   // lists in scratch.selection, [round][kv_heads, stride].
-  void ForEachRound(uint32_t layer, std::span<const Selecting> all, const Use& use);
+  void ForEachRound(uint32_t layer, bool predicted, std::span<const Selecting> all, const Use& use);
   void ScoreAndSelect(uint32_t layer, std::span<const Selecting> round, size_t stride);
+  void ShowLists(uint32_t layer, bool predicted, std::span<const Selecting> round, size_t stride);
   void Attend(std::span<const AttendArgs::Item> items, size_t stride);
 
   uint32_t PredictedCount(const StepItem& item, const LayerPolicy& policy) const;
   RowFetcher::Request RequestFor(const Selecting& selecting, size_t n, size_t stride) const;
   void CountHere(uint32_t layer, const StepItem& item, uint64_t rows_per_head);
-  void KeepPrediction(std::span<const Selecting> round, size_t stride);
+  void KeepPrediction(uint32_t layer, std::span<const Selecting> round, size_t stride);
   void JudgePrediction(uint32_t layer, std::span<const Selecting> round, size_t stride);
 
   const LayerPolicy& policy(uint32_t layer) const;
@@ -116,9 +118,10 @@ class Attention {
   // Of the step in progress.
   std::span<const StepItem> items_;
   std::span<const uint32_t> first_;
-  std::vector<std::vector<uint32_t>> kept_;  // [items], predicted tokens by KV head; measured steps
+  // Measured steps: predicted tokens by KV head, [items]; layers take the two in turn.
+  std::vector<std::vector<uint32_t>> kept_[2];
 
-  SelectionObserver on_selection_;
+  SelectionHook on_selection_;
 };
 
 }  // namespace sparsekv

@@ -40,17 +40,17 @@ void Attention::Predict(uint32_t layer, const float* input, std::span<const uint
   if (selecting.empty()) return;
   Timeline::Span span(options_.timeline, "predict", layer);
   options_.predictor->Predict(layer, input, positions, inverse_frequency, scratch_);
-  ForEachRound(layer, selecting, [&](std::span<const Selecting> round, size_t stride) {
+  ForEachRound(layer, true, selecting, [&](std::span<const Selecting> round, size_t stride) {
     std::vector<RowFetcher::Request> requests;
     for (size_t n = 0; n < round.size(); ++n) requests.push_back(RequestFor(round[n], n, stride));
     options_.fetcher->Prefetch(layer, requests, stride, plan.uncorrected);
-    if (measure_) KeepPrediction(round, stride);
+    if (measure_) KeepPrediction(layer, round, stride);
   });
 }
 
-void Attention::KeepPrediction(std::span<const Selecting> round, size_t stride) {
+void Attention::KeepPrediction(uint32_t layer, std::span<const Selecting> round, size_t stride) {
   for (size_t n = 0; n < round.size(); ++n) {
-    std::vector<uint32_t>& kept = kept_[round[n].index];
+    std::vector<uint32_t>& kept = kept_[layer % 2][round[n].index];
     kept.clear();
     for (uint32_t head = 0; head < config_.kv_heads; ++head) {
       const uint32_t* list = scratch_.selection + (n * config_.kv_heads + head) * stride;
@@ -64,7 +64,7 @@ void Attention::JudgePrediction(uint32_t layer, std::span<const Selecting> round
   for (size_t n = 0; n < round.size(); ++n) {
     const uint32_t index = round[n].index;
     if (!options_.fetcher || !options_.fetcher->predicted(layer, index)) continue;
-    const std::vector<uint32_t>& kept = kept_[index];
+    const std::vector<uint32_t>& kept = kept_[layer % 2][index];
     const size_t predicted = kept.size() / config_.kv_heads;
     counts_[layer].predicted += kept.size();
     for (uint32_t head = 0; head < config_.kv_heads; ++head) {

@@ -138,8 +138,8 @@ TEST_P(ModelTest, SmallBudgetsSelectWhatTheySay) {
   auto runner = LocalRunner::Make(files_, {.max_tokens = 400});
   ASSERT_TRUE(runner.ok());
   size_t seen = 0;
-  (*runner)->model().attention().set_selection_observer(
-      [&](uint32_t, uint32_t, uint32_t, std::span<const uint32_t> selection) {
+  (*runner)->model().attention().set_selection_hook(
+      [&](uint32_t, uint32_t, uint32_t, bool, std::span<uint32_t> selection) {
         ++seen;
         const uint32_t last = (*runner)->position();
         ASSERT_EQ(selection.size(), 100u);

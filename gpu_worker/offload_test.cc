@@ -98,10 +98,12 @@ class OffloadTest : public testing::Test {
       if (runner.position(s) == 0) next[s] = argmax(runner.Prefill(s, Prompt(s)));
     }
     uint32_t step = 0;
-    runner.device().attention->set_selection_observer(
-        [&](uint32_t layer, uint32_t item, uint32_t head, std::span<const uint32_t> selection) {
-          outcome.selections[{step, layer, item, head}] = {selection.begin(), selection.end()};
-        });
+    runner.device().attention->set_selection_hook([&](uint32_t layer, uint32_t item, uint32_t head,
+                                                      bool predicted,
+                                                      std::span<uint32_t> selection) {
+      if (!predicted)
+        outcome.selections[{step, layer, item, head}] = {selection.begin(), selection.end()};
+    });
     for (; step < kSteps; ++step) {
       std::vector<LocalRunner::Step> steps;
       for (uint32_t s = 0; s < sequences; ++s) {

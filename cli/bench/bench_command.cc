@@ -1,4 +1,9 @@
+#include "absl/strings/str_join.h"
+#include "base/limits.h"
 #include "cli/bench/bench.h"
+#include "cli/bench/bench_decode.h"
+#include "cli/bench/bench_fetch.h"
+#include "cli/bench/random_model.h"
 #include "cli/commands.h"
 
 namespace sparsekv {
@@ -20,12 +25,110 @@ void AddBenchKernels(CLI::App& bench, Command* command) {
   sub->callback([=] { *command = [=] { return BenchKernels(*options); }; });
 }
 
+// A link is parsed with the options, so that a bad one is bad usage.
+void AddLink(CLI::App* sub, LinkSpec* link) {
+  sub->add_option_function<std::string>(
+         "--link",
+         [link](const std::string& text) {
+           auto parsed = LinkSpec::Parse(text);
+           if (!parsed.ok()) throw CLI::ValidationError(std::string(parsed.status().message()));
+           *link = *parsed;
+         },
+         "simulated link to the device: BYTES_PER_S,LATENCY_S")
+      ->default_str("off");
+}
+
+void AddDecodeModel(CLI::App* sub, DecodeBenchOptions* o) {
+  sub->add_option("--shape", o->shape,
+                  "random weights of " + absl::StrJoin(RandomModel::ShapeNames(), ", "))
+      ->check(CLI::IsMember(RandomModel::ShapeNames()))
+      ->capture_default_str();
+  sub->add_flag("--random-weights")->description("what there is without --model");
+  sub->add_option("--layers", o->layers, "layers (default: the shape's)")
+      ->check(CLI::Range(2u, kMaxLayers));
+  sub->add_option("--context", o->context, "tokens at the last step")
+      ->check(CLI::Range(512u, kMaxContext))
+      ->capture_default_str();
+  sub->add_option("--batch", o->batch, "sequences")
+      ->check(CLI::Range(1u, kMaxBatch))
+      ->capture_default_str();
+  sub->add_option("--budget", o->budget, "rows of a selection")
+      ->check(CLI::Range(70u, DeviceRows::kMostSelected))
+      ->capture_default_str();
+  sub->add_option("--step-overlap", o->step_overlap,
+                  "share of its selections that a step has in common with the one before")
+      ->check(CLI::Range(0.1, 0.99))
+      ->capture_default_str();
+  sub->add_option("--layer-similarity", o->layer_similarity, "cosine of consecutive layers' inputs")
+      ->check(CLI::Range(0.1, 0.9999))
+      ->capture_default_str();
+  sub->add_option("--trace", o->trace, "selections of a real run (--record) instead");
+  auto* model = sub->add_option("--model", o->model, "a checkpoint directory, instead of --shape");
+  auto* text = sub->add_option("--text", o->text, "its prompt");
+  model->needs(text);
+  text->needs(model);
+  sub->add_option("--record", o->record, "writes the selections of the last case")->needs(model);
+}
+
+void AddBenchDecode(CLI::App& bench, Command* command) {
+  auto o = std::make_shared<DecodeBenchOptions>();
+  CLI::App* sub = bench.add_subcommand("decode", "decode steps with offloaded rows");
+  AddDecodeModel(sub, o.get());
+  AddLink(sub, &o->link);
+  const auto on_off = CLI::IsMember({"on", "off"});
+  sub->add_option("--predict", o->predict, "list of on, off")
+      ->delimiter(',')
+      ->check(on_off)
+      ->capture_default_str();
+  sub->add_option("--hot-rows", o->hot_rows, "list of counts, off")
+      ->delimiter(',')
+      ->check(CLI::Range(1u, DeviceRows::kMostSelected) | CLI::IsMember({"off"}))
+      ->capture_default_str();
+  sub->add_option("--fetch", o->fetch, "list of direct, gather")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"direct", "gather"}))
+      ->capture_default_str();
+  sub->add_flag("!--uncorrected", o->corrected, "attend what was predicted, as in the paper");
+  sub->add_option("--prefetch-percent", o->prefetch_percent, "rows to predict, of the budget")
+      ->check(CLI::Range(10u, 1000u))
+      ->capture_default_str();
+  sub->add_option("--warmup", o->warmup, "steps before the measured ones")
+      ->check(CLI::Range(1u, 10000u))
+      ->capture_default_str();
+  sub->add_option("--steps", o->steps, "measured steps")
+      ->check(CLI::Range(1u, 10000u))
+      ->capture_default_str();
+  sub->add_option("--threads", o->threads, "threads (default: one per core)")
+      ->check(CLI::Range(1u, 1024u));
+  sub->add_option(
+      "--timeline", o->timeline,
+      "file for the last case's last step, for the trace viewers of Chrome and Perfetto");
+  sub->add_flag("--json", o->json, "one JSON object on one line");
+  sub->callback([=] { *command = [=] { return BenchDecode(*o); }; });
+}
+
+void AddBenchFetch(CLI::App& bench, Command* command) {
+  auto o = std::make_shared<FetchBenchOptions>();
+  CLI::App* sub = bench.add_subcommand("fetch", "direct and gathered rows, by size and count");
+  AddLink(sub, &o->link);
+  sub->add_option("--rounds", o->rounds, "repetitions, of which the median is reported")
+      ->check(CLI::Range(1u, 1000u))
+      ->capture_default_str();
+  sub->add_option("--gather-threads", o->gather_threads, "of the store")
+      ->check(CLI::Range(1u, 64u))
+      ->capture_default_str();
+  sub->add_flag("--json", o->json, "one JSON object on one line");
+  sub->callback([=] { *command = [=] { return BenchFetch(*o); }; });
+}
+
 }  // namespace
 
 void AddBench(CLI::App& app, Command* command) {
   CLI::App* bench = app.add_subcommand("bench", "measure kernels, decode, fetch and serving");
   bench->require_subcommand(1);
   AddBenchKernels(*bench, command);
+  AddBenchDecode(*bench, command);
+  AddBenchFetch(*bench, command);
   CLI::App* serve = bench->add_subcommand("serve", "serving (not in this version)");
   serve->allow_extras();
   serve->callback([=] {

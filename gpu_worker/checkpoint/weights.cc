@@ -236,6 +236,13 @@ uint64_t Fingerprint(const ModelConfig& c, const std::vector<Wanted>& wanted) {
 
 }  // namespace
 
+std::unique_ptr<Weights> Weights::MadeUp(DType row_dtype) {
+  std::unique_ptr<Weights> weights(new Weights());
+  weights->fingerprint_ = 1;
+  weights->row_dtype_ = row_dtype;
+  return weights;
+}
+
 absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(const std::string& model_dir,
                                                        const ModelConfig& config) {
   absl::StatusOr<TensorFiles> tensors = OpenFiles(model_dir);

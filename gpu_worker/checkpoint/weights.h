@@ -34,6 +34,9 @@ class Weights {
   static absl::StatusOr<std::unique_ptr<Weights>> Load(const std::string& model_dir,
                                                        const ModelConfig& config);
 
+  // Weights that nobody trained, for benchmarks: the caller sets the views and keeps what they show.
+  static std::unique_ptr<Weights> MadeUp(DType row_dtype);
+
   WeightView embed;                  // [vocab, hidden]
   std::vector<LayerWeights> layers;  // [config.layers]
   WeightView norm;                   // [1, hidden]

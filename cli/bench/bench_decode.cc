@@ -1,0 +1,200 @@
+#include "cli/bench/bench_decode.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <map>
+#include <memory>
+
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "cli/bench/ceilings.h"
+#include "cli/bench/decode_source.h"
+#include "cli/bench/report.h"
+#include "gpu_worker/local_runner.h"
+#include "kernels/half.h"
+
+namespace sparsekv {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct Case {
+  bool predict = false;
+  uint32_t hot_rows = 0;
+  bool gather = false;
+};
+
+std::vector<Case> Cases(const DecodeBenchOptions& o) {
+  std::vector<Case> cases;
+  for (const std::string& hot : o.hot_rows) {
+    for (const std::string& predict : o.predict) {
+      for (const std::string& fetch : o.fetch) {
+        if (fetch == "gather" && predict == "off") continue;  // it serves predictions only
+        cases.push_back({predict == "on", hot == "off" ? 0 : static_cast<uint32_t>(std::stoul(hot)),
+                         fetch == "gather"});
+      }
+    }
+  }
+  return cases;
+}
+
+// The sums of all layers.
+LayerCounts Total(const std::vector<LayerCounts>& layers) {
+  LayerCounts total;
+  for (const LayerCounts& layer : layers) {
+    total.rows.selected += layer.rows.selected;
+    total.rows.hits += layer.rows.hits;
+    total.rows.prefetched += layer.rows.prefetched;
+    total.rows.useful += layer.rows.useful;
+    total.rows.missed += layer.rows.missed;
+    total.rows.stall_s += layer.rows.stall_s;
+    total.cut += layer.cut;
+    total.predicted += layer.predicted;
+    total.predicted_selected += layer.predicted_selected;
+    total.similarity_sum += layer.similarity_sum;
+    total.similarity_count += layer.similarity_count;
+  }
+  return total;
+}
+
+double Share(double part, double whole) { return whole > 0 ? part / whole : 0; }
+
+class DecodeBench {
+ public:
+  DecodeBench(const DecodeBenchOptions& options, DecodeSource* source)
+      : o_(options), source_(*source) {}
+
+  absl::Status Run();
+
+ private:
+  absl::StatusOr<std::unique_ptr<LocalRunner>> MakeRunner(const Case* one, Timeline* timeline);
+  absl::Status RunCase(const Case& one);
+  BenchCase Describe(const Case& one, LocalRunner& runner, std::vector<double> seconds) const;
+
+  const DecodeBenchOptions& o_;
+  DecodeSource& source_;
+  BenchReport report_;
+  std::unique_ptr<LocalRunner> base_;
+  double stream_bytes_per_s_ = 0;
+};
+
+absl::StatusOr<std::unique_ptr<LocalRunner>> DecodeBench::MakeRunner(const Case* one,
+                                                                     Timeline* timeline) {
+  LocalRunner::Options options{.max_tokens = o_.context,
+                               .sequences = o_.batch,
+                               .threads = o_.threads,
+                               .selection = o_.budget,
+                               .timeline = timeline};
+  if (one != nullptr) {
+    options.rows = {.in_place = false, .hot_rows = one->hot_rows, .predict = one->predict};
+    options.link = o_.link;
+    options.gather = one->gather;
+  }
+  return LocalRunner::Make(source_.files(), options);
+}
+
+absl::Status DecodeBench::Run() {
+  auto base = MakeRunner(nullptr, nullptr);
+  if (!base.ok()) return base.status();
+  base_ = *std::move(base);
+  if (absl::Status status = source_.Prepare(*base_); !status.ok()) return status;
+  {
+    cpu::ThreadPool pool(
+        std::max(1u, o_.threads ? o_.threads : std::thread::hardware_concurrency()));
+    const std::span rows(base_->segment().rows(),
+                         std::min<size_t>(base_->segment().layout().pool_bytes(), 512 << 20));
+    std::vector<double> seconds;
+    for (int i = 0; i < 5; ++i) seconds.push_back(StreamRead(pool, rows));
+    stream_bytes_per_s_ = static_cast<double>(rows.size()) / Median(seconds);
+  }
+  for (const Case& one : Cases(o_)) {
+    if (absl::Status status = RunCase(one); !status.ok()) return status;
+  }
+  report_.Print(o_.json);
+  return absl::OkStatus();
+}
+
+absl::Status DecodeBench::RunCase(const Case& one) {
+  Timeline timeline;
+  auto made = MakeRunner(&one, o_.timeline.empty() ? nullptr : &timeline);
+  if (!made.ok()) return made.status();
+  LocalRunner& runner = **made;
+  runner.CopyFrom(*base_);
+  const uint32_t layers = source_.files().config.layers;
+  std::vector<LayerPolicy> policies(layers, {one.predict, o_.prefetch_percent, !o_.corrected});
+  policies[0].predict = false;
+  runner.device().attention->set_policies(policies);
+  std::vector<double> seconds;
+  for (uint32_t step = 0; step < o_.warmup + o_.steps; ++step) {
+    if (step == o_.warmup) {
+      runner.device().attention->counts().assign(layers, LayerCounts{});
+    }
+    timeline.Clear();
+    runner.model().set_measure(step + 1 == o_.warmup + o_.steps / 2);
+    const auto begin = Clock::now();
+    source_.Step(runner, step, RowBudget{.rows = o_.budget});
+    const double took = std::chrono::duration<double>(Clock::now() - begin).count();
+    if (step >= o_.warmup) seconds.push_back(took);
+  }
+  report_.Add(Describe(one, runner, seconds));
+  if (o_.timeline.empty()) return absl::OkStatus();
+  return timeline.Write(o_.timeline);
+}
+
+BenchCase DecodeBench::Describe(const Case& one, LocalRunner& runner,
+                                std::vector<double> seconds) const {
+  const std::vector<LayerCounts>& layers = runner.device().attention->counts();
+  const LayerCounts total = Total(layers);
+  const RowCounts& rows = total.rows;
+  const double needed = static_cast<double>(rows.useful + rows.missed);
+  const double steps = o_.steps;
+  const size_t row_bytes = runner.segment().layout().row_bytes();
+  BenchCase item;
+  item.name = absl::StrCat("decode/", one.hot_rows ? absl::StrCat("hot ", one.hot_rows) : "no hot",
+                           one.predict ? "/predict" : "", one.gather ? "/gather" : "");
+  auto round3 = [](double value) { return std::round(value * 1000) / 1000; };
+  item.params["hit_rate"] = round3(Share(double(rows.hits), double(rows.selected)));
+  // Of the bytes that would have been waited for without prediction, those that were not.
+  item.params["hidden_share"] = round3(Share(double(rows.useful), needed));
+  item.params["useful_share"] = round3(Share(double(rows.useful), double(rows.prefetched)));
+  item.params["prediction_overlap"] =
+      round3(Share(double(total.predicted_selected), double(total.predicted)));
+  item.params["layer_similarity"] = round3(Share(total.similarity_sum, total.similarity_count));
+  item.params["fetched_mb_per_step"] =
+      round3(double(rows.fetched()) * double(row_bytes) / 1e6 / steps);
+  item.params["missed_mb_per_step"] = round3(double(rows.missed) * double(row_bytes) / 1e6 / steps);
+  item.params["cut_rows_per_step"] = std::round(double(total.cut) / steps);
+  item.params["stall_us_per_layer"] =
+      std::round(1e6 * rows.stall_s / steps / double(layers.size()));
+  std::vector<double> stalls;
+  for (const LayerCounts& layer : layers) {
+    stalls.push_back(std::round(1e6 * layer.rows.stall_s / steps));
+  }
+  if (o_.json) item.params["stall_us_by_layer"] = stalls;
+  for (const Device::MemoryUse& use : runner.device().Memory()) {
+    if (o_.json) item.params["device_memory"][use.kind] = use.bytes;
+  }
+  const ModelConfig& config = source_.files().config;
+  const double labels = 2.0 * source_.files().channels->channels * o_.context;
+  const double attended = double(o_.budget) * double(row_bytes);
+  item.bytes = double(source_.weight_bytes()) +
+               o_.batch * double(config.layers) * config.kv_heads * (labels + attended);
+  item.flops = o_.batch *
+               (double(source_.weight_bytes()) + double(config.layers) * config.heads *
+                                                     (labels + 4.0 * config.head_dim * o_.budget));
+  item.seconds_median = Median(seconds);
+  item.ceiling_share = item.bytes / stream_bytes_per_s_ / item.seconds_median;
+  return item;
+}
+
+}  // namespace
+
+absl::Status BenchDecode(const DecodeBenchOptions& options) {
+  auto source = DecodeSource::Make(options);
+  if (!source.ok()) return source.status();
+  return DecodeBench(options, source->get()).Run();
+}
+
+}  // namespace sparsekv

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "gpu_worker/simulated_link.h"
+
+namespace sparsekv {
+
+// `sparsekv bench decode`: decode steps with offloaded rows, for every combination of the lists
+// below; what of the fetching was hidden behind computing, and what was waited for.
+struct DecodeBenchOptions {
+  std::string shape = "llama-3.2-1b";
+  uint32_t layers = 0;  // 0 = the shape's
+  uint32_t context = 32768;
+  uint32_t batch = 1;
+  uint32_t budget = 2048;
+  double step_overlap = 0.8;
+  double layer_similarity = 0.95;
+  std::string trace;        // selections recorded from a real run, instead of queries made up
+  std::string record;       // where to record them; with `model`
+  std::string model, text;  // a real checkpoint and its prompt, instead of random weights
+  LinkSpec link;
+  std::vector<std::string> predict = {"off", "on"};
+  std::vector<std::string> hot_rows = {"off", "2048"};  // counts
+  std::vector<std::string> fetch = {"direct"};
+  bool corrected = true;
+  uint32_t prefetch_percent = 100;
+  uint32_t warmup = 8;
+  uint32_t steps = 16;
+  uint32_t threads = 0;
+  std::string timeline;  // JSON of the last case's last step
+  bool json = false;
+};
+
+absl::Status BenchDecode(const DecodeBenchOptions& options);
+
+}  // namespace sparsekv
