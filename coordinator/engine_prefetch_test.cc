@@ -1,4 +1,6 @@
 // Prefetch control through the engine: reports in, plans and metrics out.
+#include <cmath>
+
 #include "base/limits.h"
 #include "coordinator/engine.h"
 #include "coordinator/engine_fixture.h"
@@ -118,7 +120,8 @@ TEST(EnginePrefetch, EpochsAreCountedOnce) {
   stats->mutable_layers(1)->set_prefetched(1200);
   stats->mutable_layers(1)->set_cut(11);
   stats->mutable_layers(1)->set_stall_s(0.5);
-  stats->mutable_layers(2)->set_stall_s(-1);  // whatever comes, counters only rise
+  stats->mutable_layers(0)->set_stall_s(-1);  // whatever comes, counters only rise
+  stats->mutable_layers(2)->set_stall_s(std::nan(""));
   f.Report(report);
   f.Cancel(f.client);
   f.Step();  // its SequenceEnd has figures too

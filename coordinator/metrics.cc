@@ -60,7 +60,7 @@ constexpr char kFetchHelp[] = "Bytes of token rows brought from host memory, by 
 constexpr char kGatherHelp[] = "Requests to the store's gather that came to nothing";
 constexpr char kRestartHelp[] = "Workers that came back, by what had gone";
 
-// worker.proto, DeviceMemory. The first four: what sequences hold.
+// worker.proto, DeviceMemory.
 constexpr std::array kKvKinds = {"labels", "rows", "maps", "prefill"};
 constexpr std::array kMemoryKinds = {"labels",      "rows",   "maps",      "prefill",   "weights",
                                      "activations", "logits", "selection", "prediction"};
@@ -133,7 +133,7 @@ Metrics::Metrics(uint32_t workers)
           GaugeFamily(registry_, "prefetch_enabled", "1 while the layer is predicted")),
       layers_(workers) {
   auto& kv = GaugeFamily(registry_, "device_kv_bytes",
-                         "Bytes of KV data that sequences hold on the devices, all workers");
+                         "Bytes in use of what devices have for KV data, all workers");
   for (const char* kind : kKvKinds) device_kv_bytes[kind] = &kv.Add({{"kind", kind}});
   auto& memory = GaugeFamily(registry_, "device_memory_bytes",
                              "Bytes taken on the devices when the workers started, all workers");

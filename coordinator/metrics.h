@@ -71,7 +71,7 @@ class Metrics {
   prometheus::Gauge& host_kv_bytes_used;
   prometheus::Gauge& host_kv_bytes_free;
   prometheus::Gauge& store_up;
-  std::map<std::string, prometheus::Gauge*> device_kv_bytes;      // by kind, what sequences hold
+  std::map<std::string, prometheus::Gauge*> device_kv_bytes;      // by kind, in use
   std::map<std::string, prometheus::Gauge*> device_memory_bytes;  // by kind, what is taken
   std::vector<prometheus::Gauge*> worker_up;                      // by worker
   std::vector<prometheus::Gauge*> last_step;                      // by worker
