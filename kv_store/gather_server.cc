@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <span>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -251,64 +252,62 @@ GatherStatus GatherServer::Gather(const Request& request, std::byte* staging) co
       request.rows > kMaxRequestRows) {
     return GatherStatus::kBadEntry;
   }
-  std::array<Index, kMaxRequestRows> indices;
+  std::array<Index, kMaxRequestRows> copies = {};
   const GatherIndex* shared = request.session->view.indices(request.slot);
   for (uint32_t i = 0; i < request.rows; ++i) {
     const uint32_t place = shared[i].place.load(std::memory_order_relaxed);
-    indices[i] = {.block = shared[i].block.load(std::memory_order_relaxed),
-                  .generation = shared[i].generation.load(std::memory_order_relaxed),
-                  .kv_head = place & 0xffff,
-                  .token = place >> 16};
-    if (indices[i].block >= layout.blocks || indices[i].kv_head >= layout.kv_heads ||
-        indices[i].token >= kBlockTokens) {
+    copies[i] = {.block = shared[i].block.load(std::memory_order_relaxed),
+                 .generation = shared[i].generation.load(std::memory_order_relaxed),
+                 .kv_head = place & 0xffff,
+                 .token = place >> 16};
+    if (copies[i].block >= layout.blocks || copies[i].kv_head >= layout.kv_heads ||
+        copies[i].token >= kBlockTokens) {
       return GatherStatus::kBadIndex;
     }
   }
-  const Index* begin = indices.data();
-  const Index* end = begin + request.rows;
-  if (GatherStatus status = CheckRows(request, begin, end); status != GatherStatus::kDone) {
+  const std::span<const Index> indices(copies.data(), request.rows);
+  if (GatherStatus status = CheckRows(request, indices); status != GatherStatus::kDone) {
     return status;
   }
-  for (const Index* index = begin; index != end; ++index) {
+  for (const Index& index : indices) {
     const std::byte* from = request.session->pool.rows +
-                            layout.BlockOffset(request.layer, index->block) +
-                            layout.RowOffset(index->kv_head, index->token);
+                            layout.BlockOffset(request.layer, index.block) +
+                            layout.RowOffset(index.kv_head, index.token);
     CopyRow(staging, from, geometry_.row_bytes);
     staging += geometry_.row_bytes;
   }
   // Whoever writes to a block that went to another owner does so after the table says it: where a
   // byte of theirs was copied, what is read below shows the change.
   std::atomic_thread_fence(std::memory_order_acquire);
-  return CheckRows(request, begin, end);
+  return CheckRows(request, indices);
 }
 
 // Whether every row is complete, and a row of the request's owner and layer at its generation, now.
-GatherStatus GatherServer::CheckRows(const Request& request, const Index* begin,
-                                     const Index* end) const {
+GatherStatus GatherServer::CheckRows(const Request& request, std::span<const Index> indices) const {
   const Pool& pool = request.session->pool;
   const RowStamp* stamps =
       StampsOf(pool.rows, config_.layout) + size_t{request.layer} * config_.layout.blocks;
   uint32_t rows_valid = 0;
-  for (const Index* index = begin; index != end; ++index) {
-    const bool same_block = index != begin && index->block == index[-1].block &&
-                            index->generation == index[-1].generation;
-    if (!same_block) {
-      const BlockFacts block = ReadBlock(pool.blocks[index->block]);
-      const uint64_t held = MakeTag(index->generation, static_cast<uint32_t>(BlockState::kHeld));
+  const Index* last = nullptr;
+  for (const Index& index : indices) {
+    if (!last || index.block != last->block || index.generation != last->generation) {
+      const BlockFacts block = ReadBlock(pool.blocks[index.block]);
+      const uint64_t held = MakeTag(index.generation, static_cast<uint32_t>(BlockState::kHeld));
       if (block.tag != held || block.tag_after != held || block.owner != request.owner ||
           block.fingerprint != config_.fingerprint) {
         return GatherStatus::kNotHeld;
       }
-      const StampFacts stamp = ReadStamp(stamps[index->block]);
-      if (TagGeneration(stamp.tag) != index->generation ||
-          TagGeneration(stamp.tag_after) != index->generation || stamp.owner != request.owner ||
+      const StampFacts stamp = ReadStamp(stamps[index.block]);
+      if (TagGeneration(stamp.tag) != index.generation ||
+          TagGeneration(stamp.tag_after) != index.generation || stamp.owner != request.owner ||
           stamp.layer != request.layer || stamp.first_position != block.first_position ||
           stamp.fingerprint != config_.fingerprint) {
         return GatherStatus::kNotValid;
       }
       rows_valid = TagLow(stamp.tag);
     }
-    if (index->token >= rows_valid) return GatherStatus::kNotValid;
+    if (index.token >= rows_valid) return GatherStatus::kNotValid;
+    last = &index;
   }
   return GatherStatus::kDone;
 }

@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <stop_token>
 #include <thread>
 #include <vector>
@@ -100,7 +101,7 @@ class GatherServer {
   std::optional<Request> Take();
   void Handle(const Request& request);
   GatherStatus Gather(const Request& request, std::byte* staging) const;
-  GatherStatus CheckRows(const Request& request, const Index* begin, const Index* end) const;
+  GatherStatus CheckRows(const Request& request, std::span<const Index> indices) const;
 
   const Config config_;
   const GatherGeometry geometry_;
