@@ -110,6 +110,14 @@ TEST(PrefetchControl, RaisesWhileItHelpsAndTakesBackWhatDidNot) {
   for (int i = 0; i < 5; ++i) EXPECT_TRUE(Judge(control, WithCoverage(0.7)).empty());
 }
 
+TEST(PrefetchControl, ARaiseIsJudgedOnce) {
+  Control control({}, 2);
+  Judge(control, WithCoverage(0.6));
+  EXPECT_TRUE(Judge(control, WithCoverage(0.95)).empty());  // it was worth it
+  Judge(control, WithCoverage(0.55));                       // other input: more, not less
+  EXPECT_EQ(Layer1(control).percent, 150u);
+}
+
 TEST(PrefetchControl, RaisesToTheCap) {
   Control control({}, 2);
   for (int i = 0; i < 10; ++i) Judge(control, WithCoverage(0.3 + 0.05 * i));
