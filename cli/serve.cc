@@ -7,6 +7,8 @@
 #include "cli/commands.h"
 #include "cli/serve_options.h"
 #include "cli/server.h"
+#include "gpu_worker/device_rows.h"
+#include "gpu_worker/simulated_link.h"
 
 namespace sparsekv {
 
@@ -21,12 +23,19 @@ absl::Status CheckSupported(const ServeOptions& o) {
     return later("--tensor-parallel", std::to_string(o.tensor_parallel));
   }
   if (o.backend == "cuda") return later("--backend", o.backend);
-  if (o.placement == "resident") return later("--placement", o.placement);
-  if (o.fetch == "gather") return later("--fetch", o.fetch);
-  if (o.predict == "on") return later("--predict", o.predict);
-  if (o.correction == "none") return later("--correction", o.correction);
-  if (o.hot_rows != "off") return later("--hot-rows", o.hot_rows);
-  return absl::OkStatus();
+  for (const auto& [option, value, set] :
+       {std::tuple{"--correction", "none", o.correction == "none"},
+        {"--fetch", "gather", o.fetch == "gather"}}) {
+    if (set && o.predict != "on") {
+      return absl::InvalidArgumentError(
+          absl::StrCat(option, " ", value, ": is about predictions, needs --predict on"));
+    }
+  }
+  if (o.placement == "resident" && o.hot_rows != "off") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--hot-rows ", o.hot_rows, ": --placement resident keeps every row"));
+  }
+  return LinkSpec::Parse(o.link).status();
 }
 
 // A file's values are taken where the command line says nothing.
@@ -100,7 +109,11 @@ void AddOptions(CLI::App* app, ServeOptions* o) {
       ->check(CLI::IsMember({"on", "none"}))
       ->capture_default_str();
   app->add_option("--hot-rows", o->hot_rows,
-                  "rows per layer and KV head kept on the device, or off")
+                  "rows of a sequence per layer and KV head kept on the device, or off")
+      ->check(CLI::Range(1u, DeviceRows::kMostSelected) | CLI::IsMember({"off"}))
+      ->capture_default_str();
+  app->add_option("--link", o->link,
+                  "cpu: a simulated link to the device, BYTES_PER_S,LATENCY_S, or off")
       ->capture_default_str();
   app->add_option("--channels", o->channels_file,
                   "channel config; default MODEL/channels.json where it exists; none = dense only");

@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <string>
 
+#include "gpu_worker/memory_plan.h"
+
 namespace sparsekv {
 
 // `sparsekv serve`, as parsed. design: one struct, few knobs; each is described by its --help line.
@@ -21,9 +23,19 @@ struct ServeOptions {
   std::string predict = "off";
   std::string correction = "on";
   std::string hot_rows = "off";
+  std::string link = "off";
   std::string channels_file;
   uint32_t max_batch = 0;
   unsigned threads = 0;  // of each worker's cpu backend, 0 = every core
+
+  // On the cpu, bringing rows to a "device" costs a copy and gains nothing, unless one of the
+  // options that say how is used.
+  RowMode row_mode() const {
+    const bool in_place = link == "off" && hot_rows == "off" && predict == "off" &&
+                          fetch == "direct" && placement != "resident";
+    const auto hot = hot_rows == "off" ? 0u : static_cast<uint32_t>(std::stoul(hot_rows));
+    return {.in_place = in_place, .hot_rows = hot, .predict = predict == "on"};
+  }
 };
 
 }  // namespace sparsekv

@@ -24,6 +24,7 @@
 #include "cli/state_dir.h"
 #include "coordinator/tokenizer/tokenizer.h"
 #include "gpu_worker/device.h"
+#include "gpu_worker/layerwise_prefill.h"
 #include "kv_store/memory_check.h"
 #include "kv_store/segment_layout.h"
 
@@ -55,8 +56,12 @@ absl::StatusOr<ServerPlan> MakePlan(const ServeOptions& options) {
   plan.fingerprint = files->weights->fingerprint();
   plan.device_bytes =
       options.device_memory_bytes ? options.device_memory_bytes : kDefaultCpuDeviceBytes;
-  auto memory = MemoryPlan::Make(files->config, files->channel_config(), plan.device_bytes,
-                                 options.max_batch, kPrefillUnitTokens);
+  const RowMode rows = options.row_mode();
+  auto memory = MemoryPlan::Make(files->config, files->channel_config(),
+                                 {.device_bytes = plan.device_bytes,
+                                  .max_batch = options.max_batch,
+                                  .prefill_unit_tokens = kPrefillUnitTokens,
+                                  .rows = rows});
   if (!memory.ok()) return memory.status();
 
   const auto available = kv_store::AvailableMemory();
@@ -77,10 +82,12 @@ absl::StatusOr<ServerPlan> MakePlan(const ServeOptions& options) {
                      " tokens (", bytes_per_block, " bytes) for each worker"));
   }
   plan.layout = files->Layout(static_cast<uint32_t>(blocks));
-  const size_t segment =
-      options.workers * kv_store::RowsBytes(plan.layout) +
-      kv_store::MetaBytes(options.workers, plan.layout.blocks);  // with stamps and the block table
-  if (absl::Status status = kv_store::CheckMemory(segment, *available); !status.ok()) return status;
+  // With stamps and the block table, and what a long prompt keeps in host memory.
+  const size_t prompt =
+      rows.in_place ? 0 : LayerwisePrefill::HostBytes(files->config, files->config.max_context);
+  const size_t host = options.workers * (kv_store::RowsBytes(plan.layout) + prompt) +
+                      kv_store::MetaBytes(options.workers, plan.layout.blocks);
+  if (absl::Status status = kv_store::CheckMemory(host, *available); !status.ok()) return status;
   return plan;
 }
 
@@ -100,6 +107,10 @@ class Arguments {
   }
   Arguments& Add(const char* option, std::integral auto value) {
     return Add(option, std::to_string(value));
+  }
+  Arguments& AddFlag(const char* option) {
+    list_.push_back(option);
+    return *this;
   }
   const std::vector<std::string>& list() const { return list_; }
 
@@ -214,6 +225,7 @@ std::unique_ptr<ChildProcess> Server::DescribeStore() {
       .Add("--row-dtype", std::string(Name(plan_.layout.dtype)))
       .Add("--blocks", plan_.layout.blocks)
       .Add("--fingerprint", HexId(plan_.fingerprint))
+      .Add("--gather-threads", options_.fetch == "gather" ? 1 : 0)
       .Add("--meta-fd", meta_.get());
   std::vector<int> fds = {meta_.get()};
   for (const UniqueFd& rows : rows_) {
@@ -233,6 +245,13 @@ std::unique_ptr<ChildProcess> Server::DescribeWorker(uint32_t index) {
       .Add("--max-batch", options_.max_batch)
       .Add("--threads", options_.threads);
   if (!options_.channels_file.empty()) arguments.Add("--channels", options_.channels_file);
+  if (const RowMode rows = options_.row_mode(); !rows.in_place) {
+    arguments.Add("--hot-rows", rows.hot_rows)
+        .Add("--fetch", options_.fetch)
+        .Add("--link", options_.link)
+        .AddFlag("--rows-on-device");
+    if (rows.predict) arguments.AddFlag("--predict");
+  }
   return std::make_unique<ChildProcess>(absl::StrCat("worker ", index), arguments.list(),
                                         std::vector<int>{});
 }
@@ -243,6 +262,9 @@ std::unique_ptr<ChildProcess> Server::DescribeCoordinator() {
   arguments.Add("--model", options_.model_dir)
       .Add("--grpc-listen-fd", grpc_.fd)
       .Add("--http-listen-fd", http_.fd)
+      .Add("--placement", options_.placement)
+      .Add("--predict", options_.predict)
+      .Add("--correction", options_.correction)
       .Add("--store-socket", state_->Socket("store"));
   for (uint32_t i = 0; i < options_.workers; ++i) arguments.Add("--worker-socket", WorkerSocket(i));
   arguments.Add("--ready-fd", ready_write_.get());

@@ -44,10 +44,12 @@ class Attention {
   // The items of a forward pass, and the index of each one's first token. Both outlive the pass.
   void BeginStep(std::span<const StepItem> items, std::span<const uint32_t> first);
 
-  // Starts to fetch what `layer` will probably select, judged by the input of the layer before,
-  // [tokens, hidden_size]. Uses scratch.normed, .q and .attended. Does nothing where the layer's
-  // policy says so.
-  void Predict(uint32_t layer, const float* input, std::span<const uint32_t> positions,
+  // Whether predictions want to see the inputs of this step's layers.
+  bool predicts() const;
+  // Starts to fetch what layer + 1 will probably select, judged by scratch.hidden, the input of
+  // `layer`, and scratch.previous, that of the layer before. Uses scratch.normed, .q and .attended.
+  // Fetches nothing where the policy of layer + 1 says so.
+  void Predict(uint32_t layer, std::span<const uint32_t> positions,
                std::span<const float> inverse_frequency);
 
   // From scratch.q, .k, .v, after rotation, to scratch.attended.
@@ -89,6 +91,7 @@ class Attention {
   void ShowLists(uint32_t layer, bool predicted, std::span<const Selecting> round, size_t stride);
   void Attend(std::span<const AttendArgs::Item> items, size_t stride);
 
+  void GuessInput(uint32_t layer, uint32_t tokens, bool as_published);
   uint32_t PredictedCount(const StepItem& item, const LayerPolicy& policy) const;
   RowFetcher::Request RequestFor(const Selecting& selecting, size_t n, size_t stride) const;
   void CountHere(uint32_t layer, const StepItem& item, uint64_t rows_per_head);

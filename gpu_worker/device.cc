@@ -86,6 +86,14 @@ absl::Status Device::MakeRows(const ModelFiles& files, const Options& options) {
       arena->Take("maps", plan.map_pages * MapLayout{sets, files.config.kv_heads}.page_bytes());
   if (!maps.ok()) return maps.status();
   rows_options.map_pages = *maps;
+  if (plan.prediction) {
+    auto drift =
+        arena->Take("prediction", QueryPredictor::DriftBytes(files.config, plan.max_batch));
+    if (!drift.ok()) return drift.status();
+    rows_options.drift = reinterpret_cast<float*>(*drift);
+    rows_options.drift_values = size_t{files.config.layers} * files.config.hidden_size;
+    rows_options.max_sequences = plan.max_batch;
+  }
   rows = std::make_unique<DeviceRows>(rows_options);
 
   if (options.link.bytes_per_s > 0) {

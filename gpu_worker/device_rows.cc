@@ -47,6 +47,11 @@ DeviceRows::DeviceRows(const Options& options)
       maps_(map_layout_.page_bytes(), options.map_pages, options.map_page_count) {
   CHECK_EQ(options.layout.layers, 1u);
   for (uint32_t block = options.layout.blocks; block-- > 0;) free_.push_back(block);
+  drifts_.resize(options.drift ? options.max_sequences : 0);
+  for (size_t i = 0; i < drifts_.size(); ++i) {
+    drifts_[i].values = options.drift + i * options.drift_values;
+    free_drifts_.push_back(&drifts_[i]);
+  }
 }
 
 DeviceRows::Need DeviceRows::NeedOf(uint32_t layers, uint32_t hot_rows, RowPlacement placement,
@@ -69,6 +74,13 @@ bool DeviceRows::Take(RowPlacement placement, uint32_t tokens, uint32_t selectio
   sets->slots = need.slots;
   sets->blocks.assign(free_.end() - count, free_.end());
   free_.resize(free_.size() - count);
+  if (mapped && options_.drift) {
+    CHECK(!free_drifts_.empty());
+    sets->drift = free_drifts_.back();
+    free_drifts_.pop_back();
+    std::fill_n(sets->drift->values, options_.drift_values, 0.0f);
+    sets->drift->steps = 0;
+  }
   const size_t metas = size_t{layout().kv_heads} * kBlockTokens;
   for (uint32_t block : sets->blocks) {
     std::fill_n(options_.meta + block * metas, metas, SlotMeta{});
@@ -82,6 +94,8 @@ void DeviceRows::Return(RowSets* sets) {
   CHECK_LE(free_.size(), total_blocks());
   sets->blocks.clear();
   maps_.Return(sets->map_pages);
+  if (sets->drift) free_drifts_.push_back(sets->drift);
+  sets->drift = nullptr;
   sets->device = nullptr;
 }
 

@@ -13,6 +13,12 @@ enum class RowPlacement { kResident, kOffload };
 
 class DeviceRows;
 
+// How much the inputs of a sequence's consecutive layers have differed lately (kernels/predict.h).
+struct LayerDrift {
+  float* values = nullptr;  // [layers, hidden_size]
+  uint32_t steps = 0;       // that it has followed
+};
+
 // The device's share of one sequence's rows: row sets, one per layer (or, without hot rows, two
 // that layers use in turn). Resident: a set has a row for every token, in its place. Offloaded: a
 // set has `slots` slots per KV head, and a map says which tokens are in them. Dense and offloaded:
@@ -24,6 +30,7 @@ struct RowSets {
   uint32_t slots = 0;                 // per KV head and set; resident: tokens
   std::vector<uint32_t> blocks;       // [sets][slots / kBlockTokens]
   std::vector<std::byte*> map_pages;  // offloaded only
+  LayerDrift* drift = nullptr;        // where predictions are made; the device's
 
   bool resident() const { return placement == RowPlacement::kResident; }
   // Whether layers share sets: then a set is empty when its layer comes.
@@ -44,6 +51,9 @@ class DeviceRows {
     SlotMeta* meta = nullptr;   // [layout.blocks][kv_heads][kBlockTokens]
     std::byte* map_pages = nullptr;
     uint32_t map_page_count = 0;
+    float* drift = nullptr;   // [max_sequences, layers, hidden_size]; null: no predictions
+    size_t drift_values = 0;  // of one sequence
+    uint32_t max_sequences = 0;
     uint32_t hot_rows = 0;  // slots of an offloaded sequence's set; 0 = a double buffer
   };
   // Rows of the largest selection of an offloaded sequence.
@@ -83,6 +93,8 @@ class DeviceRows {
   const MapLayout map_layout_;
   PagePool maps_;
   std::vector<uint32_t> free_;  // blocks
+  std::vector<LayerDrift> drifts_;
+  std::vector<LayerDrift*> free_drifts_;
 };
 
 }  // namespace sparsekv

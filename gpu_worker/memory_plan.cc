@@ -71,7 +71,9 @@ void AddFixed(const ModelConfig& config, const ChannelConfig* channels,
   plan->bytes_by_kind["prefill"] = Padded(layer.pool_bytes());
   plan->prediction = request.rows.predict && channels != nullptr;
   if (plan->prediction) {
-    plan->bytes_by_kind["prediction"] = Padded(QueryPredictor::Bytes(config, *channels));
+    plan->bytes_by_kind["prediction"] =
+        Padded(QueryPredictor::Bytes(config, *channels)) +
+        Padded(QueryPredictor::DriftBytes(config, request.max_batch));
   }
 }
 

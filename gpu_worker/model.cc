@@ -40,7 +40,6 @@ void Model::Forward(std::span<const StepItem> items) {
   BeginPass(items);
   backend_->Embed({.ids = ids_, .table = weights_->embed, .out = scratch_.hidden});
   for (uint32_t layer = 0; layer < config_->layers; ++layer) {
-    if (measure_) MeasureSimilarity(layer);
     Layer(layer);
   }
 }
@@ -60,8 +59,13 @@ void Model::ForwardLayer(uint32_t layer, const StepItem& item, float* hidden) {
 // hidden += Wo . attend(rope(Wq . norm(hidden)), rows)
 // hidden += down . (silu(gate . n) * (up . n)), n = norm(hidden)
 void Model::Layer(uint32_t layer) {
+  if (measure_ && layer > 0) MeasureSimilarity(layer);
   if (layer + 1 < config_->layers) {
-    attention_->Predict(layer + 1, scratch_.hidden, positions_, inverse_frequency_);
+    attention_->Predict(layer, positions_, inverse_frequency_);
+  }
+  if (measure_ || attention_->predicts()) {
+    CHECK_LE(tokens_, scratch_.max_logit_rows);
+    std::copy_n(scratch_.hidden, size_t{tokens_} * config_->hidden_size, scratch_.previous);
   }
   Project(layer);
   if (observer_) observer_(layer, scratch_.q, scratch_.k, tokens_);
@@ -100,21 +104,17 @@ void Model::Mlp(uint32_t layer) {
   Multiply(scratch_.gate, tokens_, w.down, scratch_.hidden, /*accumulate=*/true);
 }
 
-// Against the input of the layer before, which is kept from its turn.
+// Against the input of the layer before, in scratch.previous.
 void Model::MeasureSimilarity(uint32_t layer) {
-  CHECK_LE(tokens_, scratch_.max_logit_rows);
-  if (layer > 0) {
-    cosines_.resize(tokens_);
-    backend_->Cosine({.a = scratch_.hidden,
-                      .b = scratch_.previous,
-                      .tokens = tokens_,
-                      .width = config_->hidden_size,
-                      .out = cosines_.data()});
-    LayerCounts& counts = attention_->counts()[layer];
-    for (float cosine : cosines_) counts.similarity_sum += cosine;
-    counts.similarity_count += tokens_;
-  }
-  std::copy_n(scratch_.hidden, size_t{tokens_} * config_->hidden_size, scratch_.previous);
+  cosines_.resize(tokens_);
+  backend_->Cosine({.a = scratch_.hidden,
+                    .b = scratch_.previous,
+                    .tokens = tokens_,
+                    .width = config_->hidden_size,
+                    .out = cosines_.data()});
+  LayerCounts& counts = attention_->counts()[layer];
+  for (float cosine : cosines_) counts.similarity_sum += cosine;
+  counts.similarity_count += tokens_;
 }
 
 const float* Model::Logits(uint32_t first, uint32_t tokens) {

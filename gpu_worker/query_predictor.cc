@@ -64,13 +64,11 @@ void QueryPredictor::Slice(uint32_t layer, const ChannelConfig& channels, const 
                     .cols = config_.hidden_size};
 }
 
-void QueryPredictor::Predict(uint32_t layer, const float* input,
-                             std::span<const uint32_t> positions,
+void QueryPredictor::Predict(uint32_t layer, std::span<const uint32_t> positions,
                              std::span<const float> inverse_frequency,
                              const Scratch& scratch) const {
-  CHECK_GE(layer, 1u);
   const auto tokens = static_cast<uint32_t>(positions.size());
-  backend_->RmsNorm({.x = input,
+  backend_->RmsNorm({.x = scratch.normed,
                      .tokens = tokens,
                      .weight = weights_.layers[layer].attention_norm,
                      .epsilon = config_.rms_norm_eps,

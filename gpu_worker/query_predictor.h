@@ -13,22 +13,25 @@
 
 namespace sparsekv {
 
-// Guesses a layer's queries from the input of the layer before it, on the label channels only:
+// Guesses a layer's queries from a guess of its input, on the label channels only:
 // q' = RoPE(Wq . norm(h)) with the layer's own norm, and of Wq only the rows that the label
 // channels and their rotary partners need. Those rows are copied together once, at start. Belongs
 // to the device thread; what it is made of outlives it.
 class QueryPredictor {
  public:
-  // Device memory for the sliced matrices.
+  // Device memory for the sliced matrices, and for the drift of a batch's sequences.
   static size_t Bytes(const ModelConfig& config, const ChannelConfig& channels);
+  static size_t DriftBytes(const ModelConfig& config, uint32_t max_batch) {
+    return size_t{max_batch} * config.layers * config.hidden_size * sizeof(float);
+  }
 
   // `memory` holds Bytes(...).
   QueryPredictor(const ModelConfig& config, const ChannelConfig& channels, const Weights& weights,
                  Backend* backend, std::byte* memory);
 
-  // Leaves the queries of `layer` in scratch.q, zero but for the channels; uses scratch.normed and
-  // scratch.attended. `input` [positions.size(), hidden_size].  REQUIRES: layer >= 1.
-  void Predict(uint32_t layer, const float* input, std::span<const uint32_t> positions,
+  // From the guessed input of `layer` in scratch.normed, [positions.size(), hidden_size], to its
+  // queries in scratch.q, zero but for the channels; uses scratch.attended.
+  void Predict(uint32_t layer, std::span<const uint32_t> positions,
                std::span<const float> inverse_frequency, const Scratch& scratch) const;
 
  private:

@@ -35,6 +35,7 @@ class Backend {
   virtual void ScoreLabels(const ScoreLabelsArgs& args) = 0;
   virtual void Select(const SelectArgs& args) = 0;
   virtual void Attend(const AttendArgs& args) = 0;
+  virtual void Extrapolate(const ExtrapolateArgs& args) = 0;
   virtual void ExpandQuery(const ExpandQueryArgs& args) = 0;
   virtual void Cosine(const CosineArgs& args) = 0;
   virtual void Resolve(const ResolveArgs& args) = 0;

@@ -286,6 +286,27 @@ TEST_P(HotRowsTest, ExpandedQueryHasTheChannelsAndZerosElsewhere) {
   }
 }
 
+TEST_P(HotRowsTest, ExtrapolationFollowsTheDrift) {
+  const std::vector<float> x = {1, 2, 10, 20}, previous = {0, 1, 7, 7};
+  std::vector<float> drift = {0, 0, 0.5, 1, 100, 200};  // [3 layers, 2]
+  Output<float> out(4);
+  const ExtrapolateArgs::Item item = {.token = 1, .drift = drift.data(), .rate = 0.5f};
+  backend_->Extrapolate({.x = x.data(),
+                         .previous = previous.data(),
+                         .tokens = 2,
+                         .width = 2,
+                         .layer = 1,
+                         .items = {&item, 1},
+                         .out = out.data()});
+  EXPECT_TRUE(out.MarginsUntouched());
+  EXPECT_EQ(drift, (std::vector<float>{0, 0, 1.75, 7, 100, 200}));
+  ExpectSameBits(out.data(), std::vector<float>{1, 2, 110, 220}.data(), 4, "out");
+  backend_->Extrapolate(
+      {.x = x.data(), .tokens = 2, .width = 2, .layer = 0, .items = {&item, 1}, .out = out.data()});
+  EXPECT_EQ(drift, (std::vector<float>{0, 0, 1.75, 7, 100, 200}));
+  ExpectSameBits(out.data(), std::vector<float>{1, 2, 11.75, 27}.data(), 4, "layer 0");
+}
+
 TEST_P(HotRowsTest, CosineOfKnownVectors) {
   const std::vector<float> a = {1, 0, 2, 2, 0, 0}, b = {1, 1, -4, -4, 1, 1};
   Output<float> out(3);

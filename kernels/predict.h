@@ -1,8 +1,30 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
 
 namespace sparsekv {
+
+// Guesses the input of the layer after this one: out[t] = x[t], plus, for tokens with a drift, how
+// much that input has lately differed from this one. A sequence's drift, [layers, width], follows
+// the differences of consecutive inputs: drift[layer] += rate * (x[t] - previous[t] -
+// drift[layer]).
+struct ExtrapolateArgs {
+  struct Item {
+    uint32_t token = 0;
+    float* drift = nullptr;  // [layers, width], of the token's sequence
+    float rate = 0;          // 0 .. 1
+  };
+  const float* x = nullptr;  // [tokens, width], inputs of `layer`
+  const float* previous =
+      nullptr;  // [tokens, width], inputs of the layer before; unused in layer 0
+  uint32_t tokens = 0;
+  uint32_t width = 0;
+  uint32_t layer = 0;  // not the last one
+  std::span<const Item> items;
+  float* out = nullptr;  // [tokens, width]
+};
 
 // q[t, h, channels[h / group][j]] = compact[t, h, j] for j < width; every other channel is 0. What
 // a sliced Wq gives, as the full query that rotation and scoring take. A channel that is named

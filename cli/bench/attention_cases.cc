@@ -67,6 +67,7 @@ class Layers {
       std::generate_n(begin, kBudget, [&] { return engine() % shape.context; });
       std::sort(begin, begin + kBudget);
     }
+    Score(0, Pooling::kMaxNormalised);  // for Select alone
   }
 
   double row_bytes(uint32_t tokens) const { return double(tokens) * kKvHeads * rows_.row_bytes(); }

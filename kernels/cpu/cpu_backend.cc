@@ -38,6 +38,7 @@ class CpuBackend final : public Backend {
   void ScoreLabels(const ScoreLabelsArgs& args) override { cpu::ScoreLabels(args, context_); }
   void Select(const SelectArgs& args) override { cpu::Select(args, context_); }
   void Attend(const AttendArgs& args) override { cpu::Attend(args, context_); }
+  void Extrapolate(const ExtrapolateArgs& args) override { cpu::Extrapolate(args, context_); }
   void ExpandQuery(const ExpandQueryArgs& args) override { cpu::ExpandQuery(args, context_); }
   void Cosine(const CosineArgs& args) override { cpu::Cosine(args, context_); }
   void Resolve(const ResolveArgs& args) override { cpu::Resolve(args, context_); }

@@ -31,6 +31,7 @@ void AppendLabels(const AppendLabelsArgs& args, Context& context);
 void ScoreLabels(const ScoreLabelsArgs& args, Context& context);
 void Select(const SelectArgs& args, Context& context);
 void Attend(const AttendArgs& args, Context& context);
+void Extrapolate(const ExtrapolateArgs& args, Context& context);
 void ExpandQuery(const ExpandQueryArgs& args, Context& context);
 void Cosine(const CosineArgs& args, Context& context);
 void Resolve(const ResolveArgs& args, Context& context);

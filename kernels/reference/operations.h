@@ -15,6 +15,7 @@ void AppendLabels(const AppendLabelsArgs& args);
 void ScoreLabels(const ScoreLabelsArgs& args);
 void Select(const SelectArgs& args);
 void Attend(const AttendArgs& args);
+void Extrapolate(const ExtrapolateArgs& args);
 void ExpandQuery(const ExpandQueryArgs& args);
 void Cosine(const CosineArgs& args);
 void Resolve(const ResolveArgs& args);

@@ -5,6 +5,21 @@
 
 namespace sparsekv::reference {
 
+void Extrapolate(const ExtrapolateArgs& args) {
+  std::copy_n(args.x, size_t{args.tokens} * args.width, args.out);
+  for (const ExtrapolateArgs::Item& item : args.items) {
+    const size_t first = size_t{item.token} * args.width;
+    float* here = item.drift + size_t{args.layer} * args.width;
+    const float* next = here + args.width;
+    for (uint32_t i = 0; i < args.width; ++i) {
+      if (args.layer > 0) {
+        here[i] += item.rate * (args.x[first + i] - args.previous[first + i] - here[i]);
+      }
+      args.out[first + i] += next[i];
+    }
+  }
+}
+
 void ExpandQuery(const ExpandQueryArgs& args) {
   const uint32_t heads = args.kv_heads * args.group;
   for (uint32_t t = 0; t < args.tokens; ++t) {

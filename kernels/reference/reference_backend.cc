@@ -21,6 +21,7 @@ class ReferenceBackend final : public Backend {
   void ScoreLabels(const ScoreLabelsArgs& args) override { reference::ScoreLabels(args); }
   void Select(const SelectArgs& args) override { reference::Select(args); }
   void Attend(const AttendArgs& args) override { reference::Attend(args); }
+  void Extrapolate(const ExtrapolateArgs& args) override { reference::Extrapolate(args); }
   void ExpandQuery(const ExpandQueryArgs& args) override { reference::ExpandQuery(args); }
   void Cosine(const CosineArgs& args) override { reference::Cosine(args); }
   void Resolve(const ResolveArgs& args) override { reference::Resolve(args); }
