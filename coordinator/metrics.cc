@@ -132,12 +132,22 @@ Metrics::Metrics(uint32_t workers)
       prefetch_enabled_(
           GaugeFamily(registry_, "prefetch_enabled", "1 while the layer is predicted")),
       layers_(workers) {
+  AddKinds();
+  AddWorkers(workers);
+  AddReasons();
+  Gauge(registry_, "build_info", "1; the labels tell the build", {{"version", kVersion}}).Set(1);
+}
+
+void Metrics::AddKinds() {
   auto& kv = GaugeFamily(registry_, "device_kv_bytes",
                          "Bytes in use of what devices have for KV data, all workers");
   for (const char* kind : kKvKinds) device_kv_bytes[kind] = &kv.Add({{"kind", kind}});
   auto& memory = GaugeFamily(registry_, "device_memory_bytes",
                              "Bytes taken on the devices when the workers started, all workers");
   for (const char* kind : kMemoryKinds) device_memory_bytes[kind] = &memory.Add({{"kind", kind}});
+}
+
+void Metrics::AddWorkers(uint32_t workers) {
   auto& up = GaugeFamily(registry_, "worker_up", "1 while the worker's stream is open");
   auto& step = GaugeFamily(registry_, "scheduler_last_step_timestamp_seconds",
                            "Unix time of the last report of steps; 0 before the first");
@@ -145,6 +155,9 @@ Metrics::Metrics(uint32_t workers)
     worker_up.push_back(&up.Add({{"worker", std::to_string(i)}}));
     last_step.push_back(&step.Add({{"worker", std::to_string(i)}}));
   }
+}
+
+void Metrics::AddReasons() {
   auto& finished = CounterFamily(registry_, "request_success_total", "Requests ended, by reason");
   finished_.fill(nullptr);
   finished_[v1::FINISH_REASON_STOP] = &finished.Add({{"reason", "stop"}});
@@ -152,7 +165,6 @@ Metrics::Metrics(uint32_t workers)
   finished_[v1::FINISH_REASON_CANCELLED] = &finished.Add({{"reason", "cancelled"}});
   finished_[v1::FINISH_REASON_DEADLINE] = &finished.Add({{"reason", "deadline"}});
   finished_[v1::FINISH_REASON_ERROR] = &finished.Add({{"reason", "error"}});
-  Gauge(registry_, "build_info", "1; the labels tell the build", {{"version", kVersion}}).Set(1);
 }
 
 std::string Metrics::Serialize() const {

@@ -79,6 +79,11 @@ class Metrics {
   prometheus::Counter& worker_restarts_stream;  // the same process on a new stream
 
  private:
+  // Series with labels, from the start.
+  void AddKinds();
+  void AddWorkers(uint32_t workers);
+  void AddReasons();
+
   prometheus::Family<prometheus::Gauge>& layer_similarity_;
   prometheus::Family<prometheus::Gauge>& prediction_overlap_;
   prometheus::Family<prometheus::Gauge>& prefetch_percent_;
