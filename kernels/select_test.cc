@@ -82,6 +82,38 @@ TEST_P(SelectTest, ScoresThatDifferInTheLastBitsOnly) {
   for (uint32_t count : {100u, 1000u, 2500u, 4999u}) Check(scores, count);
 }
 
+// Long enough that a sample of the scores is taken; selections of any share of them.
+TEST_P(SelectTest, LongRows) {
+  Random random(45);
+  for (uint32_t tokens : {8261u, 30000u, 50001u}) {
+    std::vector<float> scores = random.Normals(tokens);
+    for (uint32_t count : {70u, 200u, 2048u, tokens / 3, tokens - 1}) Check(scores, count);
+    // Few values: ties at the threshold.
+    for (float& score : scores) score = std::round(score * 4);
+    for (uint32_t count : {70u, 200u, 2048u}) Check(scores, count);
+    std::fill(scores.begin(), scores.end(), 0.25f);
+    Check(scores, 500);
+    for (float& score : scores) score = random.Between(0, 9) == 0 ? random.Normal() : kNan;
+    Check(scores, 500);
+  }
+}
+
+// What a sample cannot see: all high scores in one place, or none of them where it looks.
+TEST_P(SelectTest, LongRowsWhoseSampleMisleads) {
+  Random random(46);
+  const uint32_t tokens = 40000;
+  std::vector<float> scores = random.Normals(tokens);
+  for (uint32_t t = 20000; t < 21500; ++t) scores[t] += 100;
+  for (uint32_t count : {100u, 1000u, 1569u, 1700u, 3000u}) Check(scores, count);
+  for (uint32_t stride : {17u, 18u, 19u}) {
+    std::vector<float> combed = random.Normals(tokens);
+    for (uint32_t t = kSinkTokens; t < tokens; t += stride) combed[t] += 100;
+    for (uint32_t count : {500u, 2000u, 4000u}) Check(combed, count);
+    for (float& score : combed) score = -score;
+    for (uint32_t count : {500u, 2000u, 4000u}) Check(combed, count);
+  }
+}
+
 TEST_P(SelectTest, ItemsAndHeadsAreApart) {
   Random random(44);
   const uint32_t lengths[] = {500, 69, 1000};

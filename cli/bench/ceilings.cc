@@ -48,13 +48,17 @@ uint64_t Stream(const std::byte* from, size_t bytes) {
   return sum;
 }
 
+// Some rows are fetched while as many before them are read, line by line side by side: memory
+// serves rows that lie apart faster so than one after the other.
 uint64_t Rows(const std::byte* memory, const uint64_t* offsets, size_t count, size_t row_bytes) {
-  const size_t ahead = 8192 / row_bytes;
+  constexpr size_t kGroup = 16;
   uint64_t sum = 0;
-  for (size_t i = 0; i < count; ++i) {
-    const std::byte* next = memory + offsets[i + ahead < count ? i + ahead : i];
-    for (size_t line = 0; line < row_bytes; line += kLine) __builtin_prefetch(next + line, 0, 3);
-    sum += Read(memory + offsets[i], row_bytes);
+  for (size_t first = 0; first + kGroup <= count; first += kGroup) {
+    const uint64_t* next = offsets + (first + 2 * kGroup <= count ? first + kGroup : first);
+    for (size_t line = 0; line < row_bytes; line += kLine) {
+      for (size_t i = 0; i < kGroup; ++i) __builtin_prefetch(memory + next[i] + line, 0, 2);
+    }
+    for (size_t i = 0; i < kGroup; ++i) sum += Read(memory + offsets[first + i], row_bytes);
   }
   return sum;
 }

@@ -35,89 +35,125 @@ HWY_INLINE hn::Vec<D> LoadBlocks(D d, const std::byte* const* rows, size_t offse
   }
 }
 
-HWY_INLINE void StoreWidened(hn::Vec<DF> v, DType, float* to) { hn::StoreU(v, DF(), to); }
-HWY_INLINE void StoreWidened(hn::Vec<hn::ScalableTag<uint16_t>> v, DType dtype, float* to) {
-  const hn::Half<hn::ScalableTag<uint16_t>> half;
-  const hn::Rebind<hwy::bfloat16_t, DF> bf16;
-  const hn::Rebind<hwy::float16_t, DF> f16;
-  const auto lower = hn::LowerHalf(half, v);
-  const auto upper = hn::UpperHalf(half, v);
-  if (dtype == DType::kBF16) {
-    hn::StoreU(hn::PromoteTo(DF(), hn::BitCast(bf16, lower)), DF(), to);
-    hn::StoreU(hn::PromoteTo(DF(), hn::BitCast(bf16, upper)), DF(), to + kLanes);
-  } else {
-    hn::StoreU(hn::PromoteTo(DF(), hn::BitCast(f16, lower)), DF(), to);
-    hn::StoreU(hn::PromoteTo(DF(), hn::BitCast(f16, upper)), DF(), to + kLanes);
+using DU = hn::ScalableTag<uint32_t>;
+using VU = hn::Vec<DU>;
+
+// The values of a row's words (32 bits) in order: one of float32, or two of 16 bits.
+template <typename T>
+inline constexpr size_t kWordValues = sizeof(uint32_t) / sizeof(T);
+
+HWY_INLINE void WidenWords(VU words, const float*, VF* values) {
+  values[0] = hn::BitCast(DF(), words);
+}
+HWY_INLINE void WidenWords(VU words, const hwy::bfloat16_t*, VF* values) {
+  values[0] = hn::BitCast(DF(), hn::ShiftLeft<16>(words));
+  values[1] = hn::BitCast(DF(), hn::And(words, hn::Set(DU(), 0xFFFF0000u)));
+}
+HWY_INLINE void WidenWords(VU words, const hwy::float16_t*, VF* values) {
+  const hn::RebindToSigned<DF> di;
+  const hn::Rebind<uint16_t, DF> du16;
+  const hn::Rebind<hwy::float16_t, DF> df16;
+  const VU lower = hn::And(words, hn::Set(DU(), 0xFFFFu));
+  const VU upper = hn::ShiftRight<16>(words);
+  values[0] = hn::PromoteTo(DF(), hn::BitCast(df16, hn::DemoteTo(du16, hn::BitCast(di, lower))));
+  values[1] = hn::PromoteTo(DF(), hn::BitCast(df16, hn::DemoteTo(du16, hn::BitCast(di, upper))));
+}
+
+// Fetches the rows of a tile into the L2 cache (a tile is as large as the L1 cache) line by line,
+// while the tile before it is computed: rows lie too far apart for the hardware to guess. Whoever
+// computes says when, so that the memory is never idle and never asked for all at once.
+class TileFetch {
+ public:
+  TileFetch(const std::byte* const* rows, size_t row_bytes)
+      : row_(rows), last_(rows + kAttendTile), end_(row_bytes) {}
+
+  static constexpr size_t kLine = 64;
+  static constexpr size_t kBurst = 4;
+  static constexpr size_t kGroup = 16;
+  static_assert(kAttendTile % kGroup == 0);
+
+  // `count` lines are due, 1 to kBurst. They are fetched in bursts, which costs less, of one line
+  // of each of some rows: rows that lie apart are served side by side.
+  HWY_INLINE void Lines(size_t count) {
+    due_ += count;
+    if (due_ < kBurst || row_ == last_) return;
+    due_ -= kBurst;
+#pragma GCC unroll 4
+    for (size_t i = 0; i < kBurst; ++i) __builtin_prefetch(row_[in_group_ + i] + at_, 0, 2);
+    in_group_ += kBurst;
+    if (in_group_ < kGroup) return;
+    in_group_ = 0;
+    at_ += kLine;
+    if (at_ < end_) return;
+    at_ = 0;
+    row_ += kGroup;
+  }
+
+ private:
+  const std::byte* const* row_;
+  const std::byte* const* last_;
+  size_t end_;
+  size_t in_group_ = 0;
+  size_t at_ = 0;
+  size_t due_ = 0;
+};
+
+// Words per block of 16 bytes, and rows that give one block each.
+constexpr size_t kSquare = 4;
+
+// v[w] = word `first_word` + w of kLanes rows, w < kSquare.
+HWY_INLINE void TransposeWords(const std::byte* const* rows, size_t first_word, VU* v) {
+  const DU d;
+#pragma GCC unroll 4
+  for (size_t i = 0; i < kSquare; ++i) {
+    v[i] = LoadBlocks<kSquare>(d, rows + i, first_word * sizeof(uint32_t));
+  }
+  // Interleaving word i with word i + half, twice, transposes each block.
+#pragma GCC unroll 2
+  for (size_t level = 0; level < 2; ++level) {
+    const VU even_lower = hn::InterleaveLower(d, v[0], v[2]);
+    const VU even_upper = hn::InterleaveUpper(d, v[0], v[2]);
+    const VU odd_lower = hn::InterleaveLower(d, v[1], v[3]);
+    const VU odd_upper = hn::InterleaveUpper(d, v[1], v[3]);
+    v[0] = even_lower;
+    v[1] = even_upper;
+    v[2] = odd_lower;
+    v[3] = odd_upper;
   }
 }
 
-constexpr size_t kLine = 64;
-
-// Into the L2 cache: a tile is as large as the L1 cache.
-HWY_INLINE void PrefetchLine(const std::byte* from) { __builtin_prefetch(from, 0, 2); }
-
-// keys[c][t] = element c of row t, for kAttendTile rows. T has the size of a row's elements.
-// Meanwhile fetches the keys of the `next` tile, a few lines at a time: rows lie too far apart for
-// the hardware to guess.
-template <typename T>
-HWY_INLINE void TransposeKeysOf(const std::byte* const* rows, const std::byte* const* next,
-                                size_t head_dim, DType dtype, float* HWY_RESTRICT keys) {
-  const hn::ScalableTag<T> d;
-  constexpr size_t kTokens = HWY_LANES(T);    // of a vector
-  constexpr size_t kSquare = 16 / sizeof(T);  // channels and tokens of a 16-byte block
-  for (size_t t = 0; t < kAttendTile; t += kTokens) {
-    for (size_t c = 0; c < head_dim; c += kSquare) {
-      // Each of the steps along a cache line fetches that line for its share of the rows.
-      constexpr size_t kShare = kTokens * 16 / kLine;
-      const size_t share = c * sizeof(T) % kLine / 16;
-#pragma GCC unroll 8
-      for (size_t i = 0; i < kShare; ++i) {
-        PrefetchLine(next[t + share * kShare + i] + c * sizeof(T) / kLine * kLine);
-      }
-      hn::Vec<decltype(d)> v[kSquare];
-#pragma GCC unroll 8
-      for (size_t i = 0; i < kSquare; ++i) {
-        v[i] = LoadBlocks<kSquare>(d, rows + t + i, c * sizeof(T));
-      }
-      // Interleaving element i with element i + half, log2(kSquare) times, transposes each block.
+// keys[c][t] = element c of row t, for kAttendTile rows, as float32.
+HWY_NOINLINE void TransposeKeys(const std::byte* const* rows, size_t head_dim, DType dtype,
+                                TileFetch& fetch, float* HWY_RESTRICT keys) {
+  WithType(nullptr, dtype, [&](const auto* null) {
+    constexpr size_t kValues = kWordValues<std::decay_t<decltype(*null)>>;
+    for (size_t t = 0; t < kAttendTile; t += kLanes) {
+      for (size_t word = 0; word < head_dim / kValues; word += kSquare) {
+        fetch.Lines(kLanes / 4);  // half of the rows in all
+        VU words[kSquare];
+        TransposeWords(rows + t, word, words);
 #pragma GCC unroll 4
-      for (size_t level = 1; level < kSquare; level *= 2) {
-        hn::Vec<decltype(d)> w[kSquare];
-#pragma GCC unroll 4
-        for (size_t i = 0; i < kSquare / 2; ++i) {
-          w[2 * i] = hn::InterleaveLower(d, v[i], v[i + kSquare / 2]);
-          w[2 * i + 1] = hn::InterleaveUpper(d, v[i], v[i + kSquare / 2]);
+        for (size_t w = 0; w < kSquare; ++w) {
+          VF values[kValues];
+          WidenWords(words[w], null, values);
+#pragma GCC unroll 2
+          for (size_t i = 0; i < kValues; ++i) {
+            hn::StoreU(values[i], DF(), keys + ((word + w) * kValues + i) * kAttendTile + t);
+          }
         }
-#pragma GCC unroll 8
-        for (size_t i = 0; i < kSquare; ++i) v[i] = w[i];
-      }
-#pragma GCC unroll 8
-      for (size_t i = 0; i < kSquare; ++i) {
-        StoreWidened(v[i], dtype, keys + (c + i) * kAttendTile + t);
       }
     }
-  }
+  });
 }
 
-HWY_NOINLINE void TransposeKeys(const std::byte* const* rows, const std::byte* const* next,
-                                size_t head_dim, DType dtype, float* keys) {
-  if (dtype == DType::kF32) {
-    TransposeKeysOf<float>(rows, next, head_dim, dtype, keys);
-  } else {
-    TransposeKeysOf<uint16_t>(rows, next, head_dim, dtype, keys);
-  }
-}
-
-// values[t][c] for the first `count` rows, with zeros from head_dim to `padded`. Fetches the values
-// of the `next` tile.
-HWY_NOINLINE void WidenValues(const std::byte* const* rows, const std::byte* const* next,
-                              size_t count, size_t head_dim, DType dtype, size_t padded,
-                              float* values) {
+// values[t][c] for the first `count` rows, with zeros from head_dim to `padded`.
+HWY_NOINLINE void WidenValues(const std::byte* const* rows, size_t count, size_t head_dim,
+                              DType dtype, size_t padded, TileFetch& fetch, float* values) {
   WithType(nullptr, dtype, [&](const auto* null) {
     using T = decltype(null);
     const size_t half_row = head_dim * sizeof(*null);
     for (size_t t = 0; t < count; ++t) {
-      for (size_t at = 0; at < half_row; at += kLine) PrefetchLine(next[t] + half_row + at);
+      fetch.Lines((half_row + TileFetch::kLine - 1) / TileFetch::kLine);
       WidenRow(reinterpret_cast<T>(rows[t]) + head_dim, head_dim, padded, values + t * padded);
     }
   });

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "kernels/cpu/attention-inl.h"
+#include "kernels/cpu/attention_few-inl.h"
 #include "kernels/cpu/attention_plan.h"
 #include "kernels/cpu/operations.h"
 
@@ -55,13 +56,38 @@ void LoadQueries(const AttendBlock& block, float* q) {
   }
 }
 
+// Where the rows of a tile lie: entries [begin, end) of the lists, at most kAttendTile.
+struct TileRows {
+  const std::byte* rows[kAttendTile];
+
+  void Find(const AttendBlock& block, uint32_t begin, uint32_t end) {
+    end = HWY_MIN(end, begin + kAttendTile);
+    block.ForRows(begin, end, [&](uint32_t i, const std::byte* row) { rows[i - begin] = row; });
+    for (uint32_t i = begin < end ? end - begin : 0; i < kAttendTile; ++i) rows[i] = kZeroRow;
+  }
+};
+
+// A block's rows that are so few that they are multiplied with K and V as they lie.
+bool IsFew(const AttendBlock& block) { return block.rows() <= kFewRows; }
+
 // Adds the tile's first `count` entries to rows [first, first + rows).
 void AddWeighted(const AttendBlock& block, const Workspace& work, const AttendPartial& part,
-                 size_t first, size_t rows, size_t count) {
+                 size_t first, size_t rows, size_t count, const TileRows& tile, TileFetch& fetch) {
   const size_t padded = PaddedDim(*block.args);
   for (size_t r = first; r < first + rows; ++r) {
     work.factors[r] = SoftmaxStep(work.scores + r * kAttendTile, count, block.args->scale,
                                   part.maximum + r, part.total + r);
+  }
+  if (IsFew(block)) {
+    AddValuesFew({.tile = tile.rows,
+                  .count = count,
+                  .head_dim = block.args->head_dim,
+                  .weights = work.scores + first * kAttendTile,
+                  .factors = work.factors + first,
+                  .sums = part.sums + first * padded,
+                  .padded = padded},
+                 rows, block.item->rows.layout->dtype, fetch);
+    return;
   }
   const Product product{.a = work.scores + first * kAttendTile,
                         .a_stride = kAttendTile,
@@ -74,45 +100,41 @@ void AddWeighted(const AttendBlock& block, const Workspace& work, const AttendPa
   Multiply(product, rows, padded);
 }
 
-// Where the rows of a tile lie: entries [begin, end) of the lists, at most kAttendTile.
-struct TileRows {
-  const std::byte* rows[kAttendTile];
-
-  void Find(const AttendBlock& block, uint32_t begin, uint32_t end) {
-    for (uint32_t i = 0; i < kAttendTile; ++i) {
-      rows[i] = begin + i < end ? block.Row(begin + i) : kZeroRow;
-    }
-  }
-};
-
 // Entries [begin, begin + count) of the lists, count <= kAttendTile. `next` will be the next tile.
 void AddTile(const AttendBlock& block, const Workspace& work, const AttendPartial& part,
              uint32_t begin, uint32_t count, const TileRows& tile, const TileRows& next) {
   const AttendArgs& args = *block.args;
   const DType dtype = block.item->rows.layout->dtype;
-  // Rows into scratch.
-  TransposeKeys(tile.rows, next.rows, args.head_dim, dtype, work.keys);
-  WidenValues(tile.rows, next.rows, count, args.head_dim, dtype, PaddedDim(args), work.values);
+  TileFetch fetch(next.rows, block.item->rows.layout->row_bytes());
   // Dot products of every row that sees the tile. Those with entries beyond a row's list are
   // dropped by the softmax step.
   uint32_t token = block.FirstTokenWith(begin);
   const size_t first = size_t{token} * args.group;
-  const Product dots{.a = work.q + first * args.head_dim,
-                     .a_stride = args.head_dim,
-                     .b = work.keys,
-                     .b_stride = kAttendTile,
-                     .depth = args.head_dim,
-                     .c = work.scores + first * kAttendTile,
-                     .c_stride = kAttendTile};
-  Multiply(dots, block.rows() - first, kAttendTile);
+  const float* q = work.q + first * args.head_dim;
+  float* scores = work.scores + first * kAttendTile;
+  if (IsFew(block)) {
+    DotFew(tile.rows, q, block.rows() - first, args.head_dim, dtype, fetch,
+           reinterpret_cast<uint32_t*>(work.keys), scores);
+  } else {
+    TransposeKeys(tile.rows, args.head_dim, dtype, fetch, work.keys);
+    WidenValues(tile.rows, count, args.head_dim, dtype, PaddedDim(args), fetch, work.values);
+    Multiply({.a = q,
+              .a_stride = args.head_dim,
+              .b = work.keys,
+              .b_stride = kAttendTile,
+              .depth = args.head_dim,
+              .c = scores,
+              .c_stride = kAttendTile},
+             block.rows() - first, kAttendTile);
+  }
   // Tokens whose lists end inside the tile, one by one; then those that see all of it.
   for (; token < block.tokens && block.Entries(token) < begin + count; ++token) {
     AddWeighted(block, work, part, size_t{token} * args.group, args.group,
-                block.Entries(token) - begin);
+                block.Entries(token) - begin, tile, fetch);
   }
   if (token < block.tokens) {
     AddWeighted(block, work, part, size_t{token} * args.group,
-                size_t{block.tokens - token} * args.group, count);
+                size_t{block.tokens - token} * args.group, count, tile, fetch);
   }
 }
 

@@ -34,11 +34,20 @@ struct AttendBlock {
     return entry < shortest ? 0 : entry + 1 - shortest;
   }
 
-  const std::byte* Row(uint32_t entry) const {
-    if (item->selection != nullptr) {
-      entry = item->selection[kv_head * args->selection_stride + entry];
+  // The row of the list's entry `i` for i in [begin, end).
+  template <typename Function>
+  void ForRows(uint32_t begin, uint32_t end, const Function& function) const {
+    const RowLayout& layout = *item->rows.layout;
+    const std::byte* base = item->rows.layer_base + layout.RowOffset(kv_head, 0);
+    const size_t block_stride = layout.block_stride();
+    const size_t row_bytes = layout.row_bytes();
+    const uint32_t* list =
+        item->selection == nullptr ? nullptr : item->selection + kv_head * args->selection_stride;
+    for (uint32_t i = begin; i < end; ++i) {
+      const uint32_t token = list == nullptr ? i : list[i];
+      function(i, base + item->rows.blocks[token / kBlockTokens] * block_stride +
+                      token % kBlockTokens * row_bytes);
     }
-    return item->rows.Row(kv_head, entry);
   }
 
   // Where the first head of the block's token t lies in q and out.

@@ -12,88 +12,149 @@
 #include "kernels/cpu/score_plan.h"
 #include "kernels/cpu/vector-inl.h"
 
-// Scores of label pages: SIMD over the 64 tokens of a page, one query head after the other.
-// Products are rounded before they are added (labels.h), so there is no fused multiply-add here.
+// Scores of label pages: SIMD over the tokens of a page. A label is widened once for up to four
+// query heads. Products are rounded before they are added (labels.h), so there is no fused
+// multiply-add here.
 HWY_BEFORE_NAMESPACE();
 namespace sparsekv::cpu::HWY_NAMESPACE {
 namespace {
 
-constexpr size_t kPageVectors = kBlockTokens / kLanes;
-// Vectors of a page that are summed together: several, so that the additions overlap.
-constexpr size_t kStrip = 4;
-static_assert(kPageVectors % kStrip == 0);
+using DU = hn::ScalableTag<uint32_t>;
 
+// Tokens whose labels are in registers together: each vector of 32-bit words holds two tokens in a
+// lane, which widen into a vector of the even and one of the odd tokens.
+constexpr size_t kWordVectors = kManyRegisters ? 2 : 1;
+constexpr size_t kStrip = 2 * kWordVectors;  // vectors of scores
+constexpr size_t kStripTokens = kStrip * kLanes;
+static_assert(kBlockTokens % kStripTokens == 0);
+// Pages that are fetched side by side, while as many before them are scored: pages lie apart, and
+// memory serves lines of several at once faster than one page after the other.
+constexpr uint32_t kFetchPages = 8;
+static_assert(kTaskPages % kFetchPages == 0);
+
+// v[2 i] and v[2 i + 1]: the even and the odd ones of the i-th 2 * kLanes tokens.
 struct Strip {
   VF v[kStrip];
 };
 
-// s_h(t) of the strip's tokens.
-HWY_INLINE Strip HeadScores(const hwy::bfloat16_t* HWY_RESTRICT labels, size_t channels,
-                            const float* HWY_RESTRICT query) {
+// The share of (page, kv_head) in fetching the kFetchPages pages after its own.
+HWY_INLINE void FetchAhead(const ScoreJob& job, uint32_t page, uint32_t kv_head) {
+  constexpr size_t kLine = 64;
+  const LabelTable& labels = job.item->labels;
+  const uint32_t first = (page / kFetchPages + 1) * kFetchPages;
+  const uint32_t end = HWY_MIN(first + kFetchPages, job.pages());
+  const size_t step = page % kFetchPages * job.args->kv_heads + kv_head;
+  const size_t lines = labels.layout->head_stride() / kLine;  // times heads: of a page
+  for (size_t i = step * lines / kFetchPages; i < (step + 1) * lines / kFetchPages; ++i) {
+    for (uint32_t ahead = first; ahead < end; ++ahead) {
+      __builtin_prefetch(labels.Head(0, ahead) + i * kLine, 0, 2);
+    }
+  }
+}
+
+// shares[h] = s_h(t) of the strip's tokens, for kHeads query heads.
+template <size_t kHeads>
+HWY_INLINE void HeadScores(const std::byte* HWY_RESTRICT labels, size_t channels,
+                           const float* HWY_RESTRICT query, Strip* shares) {
   const DF d;
-  Strip sums;
+  const DU du;
+  VF sums[kHeads][kStrip];
 #pragma GCC unroll 4
-  for (size_t i = 0; i < kStrip; ++i) sums.v[i] = hn::Zero(d);
+  for (size_t h = 0; h < kHeads; ++h) {
+#pragma GCC unroll 4
+    for (size_t i = 0; i < kStrip; ++i) sums[h][i] = hn::Zero(d);
+  }
   for (size_t c = 0; c < channels; ++c) {
-    const VF q = hn::Set(d, query[c]);
+    const auto* words = reinterpret_cast<const uint32_t*>(labels + c * kBlockTokens * 2);
+    VF label[kStrip];
+#pragma GCC unroll 2
+    for (size_t i = 0; i < kWordVectors; ++i) {
+      const auto two = hn::LoadU(du, words + i * kLanes);
+      label[2 * i] = hn::BitCast(d, hn::ShiftLeft<16>(two));
+      label[2 * i + 1] = hn::BitCast(d, hn::And(two, hn::Set(du, 0xFFFF0000u)));
+    }
 #pragma GCC unroll 4
-    for (size_t i = 0; i < kStrip; ++i) {
-      const VF label = LoadFloats(labels + c * kBlockTokens + i * kLanes);
-      sums.v[i] = hn::Add(sums.v[i], hn::Mul(q, label));
+    for (size_t h = 0; h < kHeads; ++h) {
+      const VF q = hn::Set(d, query[h * channels + c]);
+#pragma GCC unroll 4
+      for (size_t i = 0; i < kStrip; ++i) {
+        sums[h][i] = hn::Add(sums[h][i], hn::Mul(q, label[i]));
+      }
     }
   }
-  return sums;
+#pragma GCC unroll 4
+  for (size_t h = 0; h < kHeads; ++h) {
+#pragma GCC unroll 4
+    for (size_t i = 0; i < kStrip; ++i) shares[h].v[i] = sums[h][i];
+  }
 }
 
-// What query head g brings to the pool.
+// Calls function.operator()<n>(head) for query heads [head, head + n), over [0, group).
+template <typename Function>
+HWY_INLINE void ByHeads(size_t group, const Function& function) {
+  size_t g = 0;
+  for (; g + 4 <= group; g += 4) function.template operator()<4>(g);
+  switch (group - g) {
+    case 3:
+      return function.template operator()<3>(g);
+    case 2:
+      return function.template operator()<2>(g);
+    case 1:
+      return function.template operator()<1>(g);
+  }
+}
+
+// The pooled scores of a page, all kBlockTokens of them. `normaliser`: of this KV head.
 template <Pooling kPooling>
-HWY_INLINE Strip HeadShare(const ScoreJob& job, const hwy::bfloat16_t* labels, size_t g) {
+void ScorePage(const std::byte* labels, size_t channels, size_t group, const float* query,
+               const float* normaliser, float* HWY_RESTRICT scores) {
   const DF d;
-  const size_t channels = job.item->labels.layout->channels;
-  Strip share = HeadScores(labels, channels, job.query + g * channels);
-  if constexpr (kPooling == Pooling::kSoftmaxMass) {
-    const VF highest = hn::Set(d, job.normaliser[2 * g]);
-    const VF inverse_sum = hn::Set(d, job.normaliser[2 * g + 1]);
+  for (size_t t = 0; t < kBlockTokens; t += kStripTokens) {
+    Strip pooled;
+    ByHeads(group, [&]<size_t kHeads>(size_t g) {
+      Strip shares[kHeads];
+      HeadScores<kHeads>(labels + t * 2, channels, query + g * channels, shares);
 #pragma GCC unroll 4
-    for (size_t i = 0; i < kStrip; ++i) {
-      share.v[i] = hn::Mul(Exp(hn::Sub(share.v[i], highest)), inverse_sum);
+      for (size_t h = 0; h < kHeads; ++h) {
+#pragma GCC unroll 4
+        for (size_t i = 0; i < kStrip; ++i) {
+          VF share = shares[h].v[i];
+          if constexpr (kPooling == Pooling::kSoftmaxMass) {
+            const float* norm = normaliser + 2 * (g + h);
+            share = hn::Mul(Exp(hn::Sub(share, hn::Set(d, norm[0]))), hn::Set(d, norm[1]));
+          }
+          if (g + h == 0) {
+            pooled.v[i] = share;
+          } else if constexpr (kPooling == Pooling::kMaxNormalised) {
+            pooled.v[i] = hn::Max(pooled.v[i], share);
+          } else {
+            pooled.v[i] = hn::Add(pooled.v[i], share);
+          }
+        }
+      }
+    });
+#pragma GCC unroll 2
+    for (size_t i = 0; i < kWordVectors; ++i) {
+      hn::StoreInterleaved2(pooled.v[2 * i], pooled.v[2 * i + 1], d, scores + t + i * 2 * kLanes);
     }
   }
-  return share;
-}
-
-template <Pooling kPooling>
-HWY_INLINE Strip PooledScores(const ScoreJob& job, const hwy::bfloat16_t* labels) {
-  Strip pooled = HeadShare<kPooling>(job, labels, 0);
-  for (size_t g = 1; g < job.args->group; ++g) {
-    const Strip share = HeadShare<kPooling>(job, labels, g);
-#pragma GCC unroll 4
-    for (size_t i = 0; i < kStrip; ++i) {
-      pooled.v[i] = kPooling == Pooling::kMaxNormalised ? hn::Max(pooled.v[i], share.v[i])
-                                                        : hn::Add(pooled.v[i], share.v[i]);
-    }
-  }
-  return pooled;
 }
 
 template <Pooling kPooling>
 void ScoreChunkPooled(const ScoreJob& job, uint32_t chunk) {
-  const DF d;
-  float* scores = job.item->scores + job.kv_head * job.args->score_stride;
+  const ScoreLabelsArgs& args = *job.args;
   const uint32_t end = HWY_MIN(job.pages(), (chunk + 1) * kTaskPages);
   for (uint32_t page = chunk * kTaskPages; page < end; ++page) {
-    const auto* labels =
-        reinterpret_cast<const hwy::bfloat16_t*>(job.item->labels.Head(job.kv_head, page));
-    const uint32_t first = page * kBlockTokens;
-    const uint32_t valid = HWY_MIN(kBlockTokens, job.item->tokens - first);
-    HWY_ALIGN float last_page[kBlockTokens];  // labels beyond the last token are undefined
-    float* to = valid == kBlockTokens ? scores + first : last_page;
-    for (size_t t = 0; t < kBlockTokens; t += kStrip * kLanes) {
-      const Strip pooled = PooledScores<kPooling>(job, labels + t);
-#pragma GCC unroll 4
-      for (size_t i = 0; i < kStrip; ++i) hn::StoreU(pooled.v[i], d, to + t + i * kLanes);
+    const uint32_t valid = job.Valid(page);
+    for (uint32_t kv_head = 0; kv_head < args.kv_heads; ++kv_head) {
+      FetchAhead(job, page, kv_head);
+      float* scores = job.item->scores + kv_head * args.score_stride + page * kBlockTokens;
+      HWY_ALIGN float last_page[kBlockTokens];  // labels beyond the last token are undefined
+      ScorePage<kPooling>(job.item->labels.Head(kv_head, page), job.channels(), args.group,
+                          job.Query(kv_head), job.normaliser + size_t{2} * kv_head * args.group,
+                          valid == kBlockTokens ? scores : last_page);
+      if (valid < kBlockTokens) memcpy(scores, last_page, valid * sizeof(float));
     }
-    if (valid < kBlockTokens) memcpy(scores + first, last_page, valid * sizeof(float));
   }
 }
 
@@ -108,51 +169,68 @@ void ScoreChunk(const ScoreJob& job, uint32_t chunk) {
   }
 }
 
-// The maximum and the sum of exp(s - maximum) of one query head over a chunk's tokens.
-void NormaliseHead(const ScoreJob& job, uint32_t chunk, size_t g, float* partial) {
-  const DF d;
-  const size_t channels = job.item->labels.layout->channels;
-  const VF lowest = hn::Set(d, -HUGE_VALF);
-  const VF lane_index = hn::Iota(d, 0);
-  VF highest = lowest;
-  VF total = hn::Zero(d);
-  const uint32_t end = HWY_MIN(job.pages(), (chunk + 1) * kTaskPages);
-  for (uint32_t page = chunk * kTaskPages; page < end; ++page) {
-    const auto* labels =
-        reinterpret_cast<const hwy::bfloat16_t*>(job.item->labels.Head(job.kv_head, page));
-    const auto valid =
-        static_cast<float>(HWY_MIN(kBlockTokens, job.item->tokens - page * kBlockTokens));
-    for (size_t t = 0; t < kBlockTokens; t += kStrip * kLanes) {
-      Strip scores = HeadScores(labels + t, channels, job.query + g * channels);
-      VF higher = highest;
-#pragma GCC unroll 4
-      for (size_t i = 0; i < kStrip; ++i) {
-        const VF token = hn::Add(lane_index, hn::Set(d, static_cast<float>(t + i * kLanes)));
-        scores.v[i] = hn::IfThenElse(hn::Lt(token, hn::Set(d, valid)), scores.v[i], lowest);
-        higher = hn::Max(higher, scores.v[i]);
-      }
-      // Lanes that have seen no token yet stay at minus infinity with a sum of zero.
-      const auto seen = hn::Gt(higher, lowest);
-      total = hn::Mul(total, hn::IfThenElseZero(seen, Exp(hn::Sub(highest, higher))));
-#pragma GCC unroll 4
-      for (size_t i = 0; i < kStrip; ++i) {
-        const VF mass = Exp(hn::Sub(scores.v[i], higher));
-        total = hn::Add(total, hn::IfThenElseZero(seen, mass));
-      }
-      highest = higher;
-    }
+// The running maximum and sum of exp(s - maximum) of one query head, lane by lane.
+struct Normaliser {
+  VF highest;
+  VF total;
+
+  HWY_INLINE void Start() {
+    highest = hn::Set(DF(), -HUGE_VALF);
+    total = hn::Zero(DF());
   }
-  // Over the lanes.
-  const float maximum = hn::GetLane(hn::MaxOfLanes(d, highest));
-  const VF weight = Exp(hn::Sub(highest, hn::Set(d, maximum)));
-  partial[0] = maximum;
-  partial[1] = Sum(hn::Mul(total, weight));
-}
+
+  // `first`: the strip's first token in its page, of which `valid` exist.
+  HWY_INLINE void Add(Strip scores, size_t first, uint32_t valid) {
+    const DF d;
+    const VF lowest = hn::Set(d, -HUGE_VALF);
+    if (first + kStripTokens > valid) {
+      const VF end = hn::Set(d, static_cast<float>(valid));
+      const VF two_lanes = hn::Add(hn::Iota(d, 0), hn::Iota(d, 0));
+      for (size_t i = 0; i < kStrip; ++i) {
+        const size_t token = first + i / 2 * 2 * kLanes + i % 2;
+        const VF tokens = hn::Add(two_lanes, hn::Set(d, static_cast<float>(token)));
+        scores.v[i] = hn::IfThenElse(hn::Lt(tokens, end), scores.v[i], lowest);
+      }
+    }
+    VF higher = highest;
+    for (size_t i = 0; i < kStrip; ++i) higher = hn::Max(higher, scores.v[i]);
+    // Lanes that have seen no token yet stay at minus infinity with a sum of zero.
+    const auto seen = hn::Gt(higher, lowest);
+    total = hn::Mul(total, hn::IfThenElseZero(seen, Exp(hn::Sub(highest, higher))));
+    for (size_t i = 0; i < kStrip; ++i) {
+      total = hn::Add(total, hn::IfThenElseZero(seen, Exp(hn::Sub(scores.v[i], higher))));
+    }
+    highest = higher;
+  }
+
+  void Finish(float* partial) const {
+    const DF d;
+    const float maximum = hn::GetLane(hn::MaxOfLanes(d, highest));
+    partial[0] = maximum;
+    partial[1] = Sum(hn::Mul(total, Exp(hn::Sub(highest, hn::Set(d, maximum)))));
+  }
+};
 
 void NormaliseChunk(const ScoreJob& job, uint32_t chunk) {
   const size_t group = job.args->group;
-  for (size_t g = 0; g < group; ++g) {
-    NormaliseHead(job, chunk, g, job.partials + (chunk * group + g) * 2);
+  const size_t channels = job.channels();
+  const uint32_t end = HWY_MIN(job.pages(), (chunk + 1) * kTaskPages);
+  for (uint32_t kv_head = 0; kv_head < job.args->kv_heads; ++kv_head) {
+    float* partials = job.partials + (chunk * job.heads() + kv_head * group) * 2;
+    ByHeads(group, [&]<size_t kHeads>(size_t g) {
+      Normaliser heads[kHeads];
+      for (Normaliser& head : heads) head.Start();
+      for (uint32_t page = chunk * kTaskPages; page < end; ++page) {
+        if (g == 0) FetchAhead(job, page, kv_head);
+        const std::byte* labels = job.item->labels.Head(kv_head, page);
+        for (size_t t = 0; t < kBlockTokens; t += kStripTokens) {
+          Strip shares[kHeads];
+          HeadScores<kHeads>(labels + t * 2, channels, job.Query(kv_head) + g * channels, shares);
+          for (size_t h = 0; h < kHeads; ++h) heads[h].Add(shares[h], t, job.Valid(page));
+        }
+      }
+      for (size_t h = 0; h < kHeads; ++h) heads[h].Finish(partials + (g + h) * 2);
+    });
   }
 }
 
@@ -167,14 +245,14 @@ namespace {
 HWY_EXPORT(ScoreChunk);
 HWY_EXPORT(NormaliseChunk);
 
-// The job's query heads on the label channels, scaled for the pooling. Spelled like the reference:
-// the scores must agree with it to the bit.
-void GatherQuery(const ScoreJob& job, float* query) {
+// One KV head's query heads on the label channels, scaled for the pooling. Spelled like the
+// reference: the scores must agree with it to the bit.
+void GatherQuery(const ScoreJob& job, uint32_t kv_head, float* query) {
   const ScoreLabelsArgs& args = *job.args;
-  const size_t channels = job.item->labels.layout->channels;
-  const uint16_t* channel = args.channels + job.kv_head * channels;
+  const size_t channels = job.channels();
+  const uint16_t* channel = args.channels + kv_head * channels;
   for (size_t g = 0; g < args.group; ++g) {
-    const size_t head = (size_t{job.item->query} * args.kv_heads + job.kv_head) * args.group + g;
+    const size_t head = (size_t{job.item->query} * args.kv_heads + kv_head) * args.group + g;
     float squares = 0;
     for (size_t c = 0; c < channels; ++c) {
       query[c] = args.q[head * args.head_dim + channel[c]];
@@ -192,26 +270,25 @@ void GatherQuery(const ScoreJob& job, float* query) {
 }
 
 // Merges the chunks' partial normalisers in order.
-void MergeNormalisers(const ScoreJob& job, float* normaliser) {
-  const size_t group = job.args->group;
-  for (size_t g = 0; g < group; ++g) {
+void MergeNormalisers(const ScoreJob& job) {
+  for (size_t head = 0; head < job.heads(); ++head) {
     double maximum = -HUGE_VAL;
     double sum = 0;
     for (size_t chunk = 0; chunk < job.chunks(); ++chunk) {
-      const float* partial = job.partials + (chunk * group + g) * 2;
+      const float* partial = job.partials + (chunk * job.heads() + head) * 2;
       const double higher = partial[0] > maximum ? double{partial[0]} : maximum;
       sum = sum * std::exp(maximum - higher) + partial[1] * std::exp(partial[0] - higher);
       maximum = higher;
     }
-    normaliser[2 * g] = static_cast<float>(maximum);
-    normaliser[2 * g + 1] = static_cast<float>(1 / sum);
+    job.normaliser[2 * head] = static_cast<float>(maximum);
+    job.normaliser[2 * head + 1] = static_cast<float>(1 / sum);
   }
 }
 
 }  // namespace
 
 void ScoreLabels(const ScoreLabelsArgs& args, Context& context) {
-  // One job per (item, KV head), one task per chunk of its pages.
+  // One job per item, one task per chunk of its pages.
   struct Task {
     uint32_t job;
     uint32_t chunk;
@@ -221,33 +298,29 @@ void ScoreLabels(const ScoreLabelsArgs& args, Context& context) {
   size_t floats = 0;
   for (const ScoreLabelsArgs::Item& item : args.items) {
     CHECK_EQ(item.labels.layout->kv_heads, args.kv_heads);
-    for (uint32_t kv_head = 0; kv_head < args.kv_heads; ++kv_head) {
-      jobs.push_back({.args = &args, .item = &item, .kv_head = kv_head});
-      const uint32_t chunks = jobs.back().chunks();
-      for (uint32_t chunk = 0; chunk < chunks; ++chunk) {
-        tasks.push_back({static_cast<uint32_t>(jobs.size() - 1), chunk});
-      }
-      floats += args.group * (size_t{item.labels.layout->channels} + 2 + 2 * size_t{chunks});
+    jobs.push_back({.args = &args, .item = &item});
+    const ScoreJob& job = jobs.back();
+    for (uint32_t chunk = 0; chunk < job.chunks(); ++chunk) {
+      tasks.push_back({static_cast<uint32_t>(jobs.size() - 1), chunk});
     }
+    floats += job.heads() * (size_t{job.channels()} + 2 + 2 * size_t{job.chunks()});
   }
   float* free = context.shared.Get(0, floats);
-  std::vector<float*> normalisers;
   for (ScoreJob& job : jobs) {
-    GatherQuery(job, free);
     job.query = free;
-    free += args.group * size_t{job.item->labels.layout->channels};
-    job.normaliser = free;
-    normalisers.push_back(free);
-    free += size_t{2} * args.group;
-    job.partials = free;
-    free += size_t{2} * args.group * job.chunks();
+    job.normaliser = job.query + job.heads() * job.channels();
+    job.partials = job.normaliser + 2 * job.heads();
+    free = job.partials + 2 * job.heads() * job.chunks();
+    for (uint32_t kv_head = 0; kv_head < args.kv_heads; ++kv_head) {
+      GatherQuery(job, kv_head, job.query + size_t{kv_head} * args.group * job.channels());
+    }
   }
   const auto count = static_cast<uint32_t>(tasks.size());
   if (args.pooling == Pooling::kSoftmaxMass) {
     const auto normalise = HWY_DYNAMIC_DISPATCH(NormaliseChunk);
     context.pool.Run(count,
                      [&](uint32_t i, unsigned) { normalise(jobs[tasks[i].job], tasks[i].chunk); });
-    for (size_t i = 0; i < jobs.size(); ++i) MergeNormalisers(jobs[i], normalisers[i]);
+    for (const ScoreJob& job : jobs) MergeNormalisers(job);
   }
   const auto score = HWY_DYNAMIC_DISPATCH(ScoreChunk);
   context.pool.Run(count, [&](uint32_t i, unsigned) { score(jobs[tasks[i].job], tasks[i].chunk); });

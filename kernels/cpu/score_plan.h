@@ -6,20 +6,30 @@
 
 namespace sparsekv::cpu {
 
-// Pages of a task, and of a partial normaliser of kSoftmaxMass.
-inline constexpr uint32_t kTaskPages = 64;
+// Pages of a task, all KV heads of each, and of a partial normaliser of kSoftmaxMass. The labels of
+// a page's heads lie side by side, so a task reads stretches as long as the layout allows.
+inline constexpr uint32_t kTaskPages = 16;
 
-// One (item, KV head): what all its tasks share.
+// One item: what all its tasks share.
 struct ScoreJob {
   const ScoreLabelsArgs* args = nullptr;
   const ScoreLabelsArgs::Item* item = nullptr;
-  uint32_t kv_head = 0;
-  const float* query = nullptr;       // [group, channels], scaled for the pooling
-  float* partials = nullptr;          // kSoftmaxMass: [chunks, group, 2] = maximum, sum of a chunk
-  const float* normaliser = nullptr;  // kSoftmaxMass: [group, 2] = maximum, 1 / sum over all tokens
+  float* query = nullptr;       // [kv_heads, group, channels], scaled for the pooling
+  float* partials = nullptr;    // kSoftmaxMass: [chunks, kv_heads, group, 2] = maximum, sum
+  float* normaliser = nullptr;  // kSoftmaxMass: [kv_heads, group, 2] = maximum, 1 / sum of all
 
+  uint32_t channels() const { return item->labels.layout->channels; }
   uint32_t pages() const { return (item->tokens + kBlockTokens - 1) / kBlockTokens; }
   uint32_t chunks() const { return (pages() + kTaskPages - 1) / kTaskPages; }
+  size_t heads() const { return size_t{args->kv_heads} * args->group; }
+  const float* Query(uint32_t kv_head) const {
+    return query + size_t{kv_head} * args->group * channels();
+  }
+  // How many tokens of the page exist.
+  uint32_t Valid(uint32_t page) const {
+    const uint32_t left = item->tokens - page * kBlockTokens;
+    return left < kBlockTokens ? left : kBlockTokens;
+  }
 };
 
 }  // namespace sparsekv::cpu

@@ -9,9 +9,11 @@
 #include "kernels/cpu/operations.h"
 #include "kernels/cpu/vector-inl.h"
 
-// Exact selection by radix: scores become unsigned keys of the same order; a histogram of their
-// upper bits finds the bucket of the last selected one, two more rounds inside it find that key
-// itself; one pass in index order then writes what lies above it and the first of its equals.
+// Exact selection: scores become unsigned keys of the same order. A sample of them says which key
+// almost surely lies a little below the last selected one; one pass keeps what is not below that
+// key, and radix selection finds the last selected key among the few that are left: a histogram of
+// the upper bits finds its bucket, two more rounds inside it the key itself. Where the sample was
+// unlucky the radix rounds run over all scores. Either way what is selected is exact.
 HWY_BEFORE_NAMESPACE();
 namespace sparsekv::cpu::HWY_NAMESPACE {
 namespace {
@@ -129,10 +131,11 @@ Threshold FindThreshold(const float* scores, size_t count, uint32_t want, uint32
   return {.key = prefix, .equal = want};
 }
 
-// Writes first + i, ascending, for what the threshold selects of scores[0, count). Whole vectors
-// are stored: up to kLanes - 1 entries behind the last are overwritten.
-uint32_t* WriteSelected(const float* scores, size_t count, uint32_t first, Threshold threshold,
-                        uint32_t* to) {
+// Writes, in order, the tokens of what the threshold selects of scores[0, count): indices[i], or
+// first + i where there are none. Whole vectors are loaded and stored: up to kLanes - 1 entries
+// behind the last are read, and overwritten.
+uint32_t* WriteSelected(const float* scores, size_t count, const uint32_t* indices, uint32_t first,
+                        Threshold threshold, uint32_t* to) {
   const DU du;
   const VU limit = hn::Set(du, threshold.key);
   for (size_t i = 0; i < count; i += kLanes) {
@@ -155,14 +158,81 @@ uint32_t* WriteSelected(const float* scores, size_t count, uint32_t first, Thres
       }
       selected = hn::Or(selected, hn::MaskFromVec(hn::Load(du, flags)));
     }
-    const VU indices = hn::Iota(du, first + static_cast<uint32_t>(i));
-    to += StoreCompressed(indices, selected, to);
+    const VU tokens = indices != nullptr ? hn::LoadU(du, indices + i)
+                                         : hn::Iota(du, first + static_cast<uint32_t>(i));
+    to += StoreCompressed(tokens, selected, to);
   }
   return to;
 }
 
+// Scores from which a sample is worth its cost, and values of the sample.
+constexpr size_t kMinSampled = 8192;
+constexpr size_t kSample = 2048;
+
+// A score that is almost surely no higher than the `want` largest of scores[0, count), but not much
+// lower either. NaN where nothing is gained.
+float SampledBound(const float* scores, size_t count, uint32_t want, uint32_t* candidates) {
+  constexpr float kNaN = __builtin_nanf("");
+  const float expected = static_cast<float>(want) * kSample / static_cast<float>(count);
+  // Four deviations of how many of the wanted the sample holds.
+  const float rank = expected + 4 * __builtin_sqrtf(expected) + 4;
+  if (count < kMinSampled || rank > kSample / 4) return kNaN;
+  HWY_ALIGN float sample[kSample];
+  const size_t stride = (count / kSample - 1) | 1;  // odd: in step with no period of the text
+  for (size_t i = 0; i < kSample; ++i) sample[i] = scores[i * stride];
+  const Threshold bound = FindThreshold(sample, kSample, static_cast<uint32_t>(rank), candidates);
+  // The score of that key: Keys undone.
+  const uint32_t bits = bound.key >> 31 != 0 ? bound.key ^ 0x80000000u : ~bound.key;
+  float score;
+  memcpy(&score, &bits, sizeof(score));
+  return score;
+}
+
+// Writes the tokens first + i of scores[0, count) that are no lower than `bound`; returns how many.
+// 0 as soon as they turn out to be more than `most`.
+uint32_t KeepFrom(const float* scores, size_t count, uint32_t first, float bound, uint32_t most,
+                  uint32_t* kept) {
+  const DF d;
+  const DU du;
+  uint32_t found = 0;
+  size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const auto mask = hn::Ge(hn::LoadU(d, scores + i), hn::Set(d, bound));
+    if (hn::AllFalse(d, mask)) continue;
+    const VU tokens = hn::Iota(du, first + static_cast<uint32_t>(i));
+    found += StoreCompressed(tokens, hn::RebindMask(du, mask), kept + found);
+    if (found > most) return 0;
+  }
+  for (; i < count; ++i) {
+    if (scores[i] >= bound) kept[found++] = first + static_cast<uint32_t>(i);
+  }
+  return found;
+}
+
+// Writes the tokens first + i of the `want` highest of scores[0, count), ascending, 0 < want.
+// `scratch` has room for SelectScratch(count) values.
+constexpr size_t kSlack = 16;  // the widest vector
+size_t SelectScratch(size_t count) { return 3 * (count + kSlack); }
+
+uint32_t* SelectHighest(const float* scores, size_t count, uint32_t first, uint32_t want,
+                        uint32_t* scratch, uint32_t* to) {
+  uint32_t* candidates = scratch;
+  uint32_t* kept = candidates + count + kSlack;
+  auto* kept_scores = reinterpret_cast<float*>(kept + count + kSlack);
+  const auto most = static_cast<uint32_t>(count / 4);  // beyond that, ties: nothing is gained
+  const float bound = SampledBound(scores, count, want, candidates);
+  const uint32_t found = bound == bound ? KeepFrom(scores, count, first, bound, most, kept) : 0;
+  if (found < want) {
+    const Threshold threshold = FindThreshold(scores, count, want, candidates);
+    return WriteSelected(scores, count, nullptr, first, threshold, to);
+  }
+  for (uint32_t i = 0; i < found; ++i) kept_scores[i] = scores[kept[i] - first];
+  const Threshold threshold = FindThreshold(kept_scores, found, want, candidates);
+  return WriteSelected(kept_scores, found, kept, 0, threshold, to);
+}
+
 void SelectHead(const float* scores, uint32_t tokens, uint32_t count, uint32_t* selection,
-                uint32_t* candidates) {
+                uint32_t* scratch) {
   if (count == tokens) {
     for (uint32_t i = 0; i < count; ++i) selection[i] = i;
     return;
@@ -175,9 +245,7 @@ void SelectHead(const float* scores, uint32_t tokens, uint32_t count, uint32_t* 
   uint32_t* to = selection + kSinkTokens;
   static_assert(kRecentTokens >= kLanes, "WriteSelected overwrites only what is written below");
   if (want > 0) {
-    const size_t competing = recent - kSinkTokens;
-    const Threshold threshold = FindThreshold(scores + kSinkTokens, competing, want, candidates);
-    to = WriteSelected(scores + kSinkTokens, competing, kSinkTokens, threshold, to);
+    to = SelectHighest(scores + kSinkTokens, recent - kSinkTokens, kSinkTokens, want, scratch, to);
   }
   for (uint32_t i = recent; i < tokens; ++i) *to++ = i;
 }
@@ -190,6 +258,7 @@ HWY_AFTER_NAMESPACE();
 namespace sparsekv::cpu {
 
 HWY_EXPORT(SelectHead);
+HWY_EXPORT(SelectScratch);
 
 void Select(const SelectArgs& args, Context& context) {
   for (const SelectArgs::Item& item : args.items) {
@@ -197,12 +266,12 @@ void Select(const SelectArgs& args, Context& context) {
     CHECK_LE(item.count, item.tokens);
   }
   const auto select = HWY_DYNAMIC_DISPATCH(SelectHead);
+  const auto scratch_size = HWY_DYNAMIC_DISPATCH(SelectScratch);
   const auto tasks = static_cast<uint32_t>(args.items.size() * args.kv_heads);
   context.pool.Run(tasks, [&](uint32_t task, unsigned thread) {
     const SelectArgs::Item& item = args.items[task / args.kv_heads];
     const uint32_t h = task % args.kv_heads;
-    constexpr size_t kVector = 16;  // the widest, in 32-bit lanes
-    float* scratch = context.scratch.Get(thread, item.tokens + kVector);
+    float* scratch = context.scratch.Get(thread, scratch_size(item.tokens));
     select(item.scores + h * args.score_stride, item.tokens, item.count,
            item.selection + h * args.selection_stride, reinterpret_cast<uint32_t*>(scratch));
   });

@@ -1,0 +1,211 @@
+// An attention tile for few query rows, as in decode: keys stay in their own type until they are
+// multiplied, values are multiplied as they are loaded. Every sum runs in the order of the matrix
+// products in attention-inl.h, so the bits are the same.
+#include <hwy/highway.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/attention-inl.h"
+
+#if defined(SPARSEKV_KERNELS_CPU_ATTENTION_FEW_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef SPARSEKV_KERNELS_CPU_ATTENTION_FEW_INL_H_
+#undef SPARSEKV_KERNELS_CPU_ATTENTION_FEW_INL_H_
+#else
+#define SPARSEKV_KERNELS_CPU_ATTENTION_FEW_INL_H_
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace sparsekv::cpu::HWY_NAMESPACE {
+namespace {
+
+// Up to how many rows this is faster than float32 copies of the tile.
+constexpr size_t kFewRows = 8;
+
+// Calls function.operator()<n>(row) for rows [row, row + n), over [0, rows).
+template <typename Function>
+HWY_INLINE void ByFewRows(size_t rows, const Function& function) {
+  size_t row = 0;
+  for (; row + 4 <= rows; row += 4) function.template operator()<4>(row);
+  switch (rows - row) {
+    case 3:
+      return function.template operator()<3>(row);
+    case 2:
+      return function.template operator()<2>(row);
+    case 1:
+      return function.template operator()<1>(row);
+  }
+}
+
+// Keys that are multiplied together: their words, transposed, stay in the L1 cache.
+constexpr size_t kStripVectors = 2;
+constexpr size_t kStripKeys = kStripVectors * kLanes;
+static_assert(kAttendTile % kStripKeys == 0);
+
+// Lines to fetch per kSquare words of a strip, so that transposing a tile's keys fetches a quarter
+// of the next tile, and multiplying them another.
+constexpr size_t kSquareLines = kStripKeys / 8;
+
+// words[w][t] = word w of row t, for the rows of a strip.
+HWY_NOINLINE void TransposeStrip(const std::byte* const* HWY_RESTRICT rows, size_t count,
+                                 TileFetch& all_fetch, uint32_t* HWY_RESTRICT words) {
+  TileFetch fetch = all_fetch;
+  for (size_t word = 0; word < count; word += kSquare) {
+    fetch.Lines(kSquareLines);
+#pragma GCC unroll 2
+    for (size_t v = 0; v < kStripVectors; ++v) {
+      VU square[kSquare];
+      TransposeWords(rows + v * kLanes, word, square);
+#pragma GCC unroll 4
+      for (size_t w = 0; w < kSquare; ++w) {
+        hn::Store(square[w], DU(), words + (word + w) * kStripKeys + v * kLanes);
+      }
+    }
+  }
+  all_fetch = fetch;
+}
+
+// scores[r][t] = q[r] . key t of the strip, from TransposeStrip's words.
+template <size_t kRows, typename T>
+HWY_INLINE void DotStrip(const float* HWY_RESTRICT q, size_t head_dim,
+                         const uint32_t* HWY_RESTRICT words, const T* null, TileFetch& all_fetch,
+                         float* HWY_RESTRICT scores) {
+  constexpr size_t kValues = kWordValues<T>;
+  TileFetch fetch = all_fetch;
+  VF sums[kRows][kStripVectors];
+#pragma GCC unroll 4
+  for (size_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (size_t v = 0; v < kStripVectors; ++v) sums[r][v] = hn::Zero(DF());
+  }
+  const float* HWY_RESTRICT end = q + head_dim;
+  while (q != end) {
+    fetch.Lines(kSquareLines);
+    for (size_t w = 0; w < kSquare; ++w, words += kStripKeys, q += kValues) {
+      VF keys[kStripVectors][kValues];
+#pragma GCC unroll 2
+      for (size_t v = 0; v < kStripVectors; ++v) {
+        WidenWords(hn::LoadU(DU(), words + v * kLanes), null, keys[v]);
+      }
+#pragma GCC unroll 2
+      for (size_t i = 0; i < kValues; ++i) {
+#pragma GCC unroll 4
+        for (size_t r = 0; r < kRows; ++r) {
+          const VF qs = hn::Set(DF(), q[r * head_dim + i]);
+#pragma GCC unroll 2
+          for (size_t v = 0; v < kStripVectors; ++v) {
+            sums[r][v] = hn::MulAdd(qs, keys[v][i], sums[r][v]);
+          }
+        }
+      }
+    }
+  }
+  all_fetch = fetch;
+#pragma GCC unroll 4
+  for (size_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (size_t v = 0; v < kStripVectors; ++v) {
+      hn::StoreU(sums[r][v], DF(), scores + r * kAttendTile + v * kLanes);
+    }
+  }
+}
+
+// scores[r][t] = q[r] . key t, for kAttendTile keys. `words` is scratch of head_dim * kStripKeys.
+HWY_NOINLINE void DotFew(const std::byte* const* tile, const float* q, size_t rows, size_t head_dim,
+                         DType dtype, TileFetch& fetch, uint32_t* words, float* scores) {
+  for (size_t t = 0; t < kAttendTile; t += kStripKeys) {
+    TransposeStrip(tile + t, head_dim * SizeOf(dtype) / sizeof(uint32_t), fetch, words);
+    WithType(nullptr, dtype, [&](const auto* null) {
+      ByFewRows(rows, [&]<size_t kRows>(size_t row) {
+        DotStrip<kRows>(q + row * head_dim, head_dim, words, null, fetch,
+                        scores + row * kAttendTile + t);
+      });
+    });
+  }
+}
+
+// What AddValuesFew works on. Rows of weights are kAttendTile apart, rows of sums `padded`.
+struct FewSums {
+  const std::byte* const* tile = nullptr;
+  size_t count = 0;  // entries of the tile
+  size_t head_dim = 0;
+  const float* weights = nullptr;
+  const float* factors = nullptr;
+  float* sums = nullptr;
+  size_t padded = 0;
+};
+
+// sums[r][c..] = factors[r] * sums[r][c..] + sum over t of weights[r][t] * value t [c..], for
+// kVectors vectors of channels from `column` on, the last of them with `valid` lanes.
+template <size_t kRows, size_t kVectors, typename T>
+HWY_INLINE void AddColumn(const FewSums& job, size_t column, size_t valid, const T*,
+                          TileFetch& all_fetch) {
+  const DF d;
+  TileFetch fetch = all_fetch;
+  const size_t offset = (job.head_dim + column) * sizeof(T);
+  VF sums[kRows][kVectors];
+#pragma GCC unroll 4
+  for (size_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (size_t v = 0; v < kVectors; ++v) {
+      const float* from = job.sums + r * job.padded + column + v * kLanes;
+      sums[r][v] = hn::Mul(hn::Set(d, job.factors[r]), hn::LoadU(d, from));
+    }
+  }
+  for (size_t t = 0; t < job.count; ++t) {
+    // Half of a tile's lines over all columns.
+    constexpr size_t kBytes = kVectors * kLanes * sizeof(T);
+    if constexpr (kBytes >= TileFetch::kLine) {
+      fetch.Lines(kBytes / TileFetch::kLine);
+    } else if (t % (TileFetch::kLine / kBytes) == 0) {
+      fetch.Lines(1);
+    }
+    const T* from = reinterpret_cast<const T*>(job.tile[t] + offset);
+    VF values[kVectors];
+#pragma GCC unroll 4
+    for (size_t v = 0; v < kVectors; ++v) {
+      values[v] = kVectors == 1 && valid < kLanes ? LoadFloatsTail(from, valid)
+                                                  : LoadFloats(from + v * kLanes);
+    }
+#pragma GCC unroll 4
+    for (size_t r = 0; r < kRows; ++r) {
+      const VF weights = hn::Set(d, job.weights[r * kAttendTile + t]);
+#pragma GCC unroll 4
+      for (size_t v = 0; v < kVectors; ++v) sums[r][v] = hn::MulAdd(weights, values[v], sums[r][v]);
+    }
+  }
+  all_fetch = fetch;
+#pragma GCC unroll 4
+  for (size_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (size_t v = 0; v < kVectors; ++v) {
+      hn::StoreU(sums[r][v], d, job.sums + r * job.padded + column + v * kLanes);
+    }
+  }
+}
+
+// All channels of `rows` rows.
+HWY_NOINLINE void AddValuesFew(const FewSums& all, size_t rows, DType dtype, TileFetch& fetch) {
+  constexpr size_t kVectors = kManyRegisters ? 4 : 2;
+  WithType(nullptr, dtype, [&](const auto* null) {
+    ByFewRows(rows, [&]<size_t kRows>(size_t row) {
+      FewSums job = all;
+      job.weights += row * kAttendTile;
+      job.factors += row;
+      job.sums += row * job.padded;
+      size_t column = 0;
+      for (; column + kVectors * kLanes <= job.head_dim; column += kVectors * kLanes) {
+        AddColumn<kRows, kVectors>(job, column, kLanes, null, fetch);
+      }
+      for (; column < job.head_dim; column += kLanes) {
+        AddColumn<kRows, 1>(job, column, HWY_MIN(kLanes, job.head_dim - column), null, fetch);
+      }
+    });
+  });
+}
+
+}  // namespace
+}  // namespace sparsekv::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // include guard per target
