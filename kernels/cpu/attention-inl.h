@@ -153,7 +153,7 @@ HWY_NOINLINE void WidenValues(const std::byte* const* rows, size_t count, size_t
     using T = decltype(null);
     const size_t half_row = head_dim * sizeof(*null);
     for (size_t t = 0; t < count; ++t) {
-      fetch.Lines((half_row + TileFetch::kLine - 1) / TileFetch::kLine);
+      for (size_t at = 0; at < half_row; at += TileFetch::kLine) fetch.Lines(1);
       WidenRow(reinterpret_cast<T>(rows[t]) + head_dim, head_dim, padded, values + t * padded);
     }
   });

@@ -149,10 +149,10 @@ void AddSplit(const AttendBlock& block, const Workspace& work, const AttendParti
   const uint32_t end = HWY_MIN(block.longest(), (split + 1) * kAttendSplit);
   TileRows tiles[2];
   uint32_t begin = split * kAttendSplit;
-  tiles[0].Find(block, begin, end);
+  tiles[0].Find(block, begin, block.longest());
   for (uint32_t i = 0; begin < end; ++i, begin += kAttendTile) {
     TileRows& next = tiles[(i + 1) % 2];
-    next.Find(block, begin + kAttendTile, end);
+    next.Find(block, begin + kAttendTile, block.longest());  // the next split's at the end
     AddTile(block, work, part, begin, HWY_MIN(kAttendTile, end - begin), tiles[i % 2], next);
   }
 }
