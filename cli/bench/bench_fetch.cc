@@ -83,7 +83,8 @@ double FetchBench::Run(bool gather, uint32_t rows) {
   std::vector<std::vector<RowMove>> moves(kHeads);
   std::vector<PrefetchPiece> pieces;
   for (uint32_t head = 0; head < kHeads; ++head) {
-    for (uint32_t i = 0; i < rows; ++i) moves[head].push_back({static_cast<uint32_t>(random_() % tokens), i});
+    for (uint32_t i = 0; i < rows; ++i)
+      moves[head].push_back({static_cast<uint32_t>(random_() % tokens), i});
     std::ranges::sort(moves[head], {}, &RowMove::token);
     pieces.push_back({.from = from,
                       .to = to,

@@ -34,7 +34,8 @@ class Weights {
   static absl::StatusOr<std::unique_ptr<Weights>> Load(const std::string& model_dir,
                                                        const ModelConfig& config);
 
-  // Weights that nobody trained, for benchmarks: the caller sets the views and keeps what they show.
+  // Weights that nobody trained, for benchmarks: the caller sets the views and keeps what they
+  // show.
   static std::unique_ptr<Weights> MadeUp(DType row_dtype);
 
   WeightView embed;                  // [vocab, hidden]
