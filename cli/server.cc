@@ -25,6 +25,7 @@
 #include "coordinator/tokenizer/tokenizer.h"
 #include "gpu_worker/device.h"
 #include "gpu_worker/layerwise_prefill.h"
+#include "kv_store/gather_server.h"
 #include "kv_store/memory_check.h"
 #include "kv_store/segment_layout.h"
 
@@ -83,9 +84,12 @@ absl::StatusOr<ServerPlan> MakePlan(const ServeOptions& options) {
   }
   plan.layout = files->Layout(static_cast<uint32_t>(blocks));
   // With stamps and the block table, and what a long prompt keeps in host memory.
+  const size_t gather = options.fetch == "gather" ? kv_store::GatherServer::BytesPerWorker(
+                                                        plan.layout, kv_store::kDefaultStagingBytes)
+                                                  : 0;
   const size_t prompt =
       rows.in_place ? 0 : LayerwisePrefill::HostBytes(files->config, files->config.max_context);
-  const size_t host = options.workers * (kv_store::RowsBytes(plan.layout) + prompt) +
+  const size_t host = options.workers * (kv_store::RowsBytes(plan.layout) + gather + prompt) +
                       kv_store::MetaBytes(options.workers, plan.layout.blocks);
   if (absl::Status status = kv_store::CheckMemory(host, *available); !status.ok()) return status;
   return plan;

@@ -150,6 +150,17 @@ void ExpectRefused(std::vector<std::string> arguments, const std::vector<std::st
   }
 }
 
+TEST(BadOptionTest, OfRowsAndPredictions) {
+  ExpectRefused({"--model", kDemo, "--link", "fast"}, {"--link", "fast"});
+  ExpectRefused({"--model", kDemo, "--correction", "none"}, {"--correction none", "--predict on"});
+  ExpectRefused({"--model", kDemo, "--fetch", "gather"}, {"--fetch gather", "--predict on"});
+  ExpectRefused({"--model", kDemo, "--placement", "resident", "--hot-rows", "64"},
+                {"--hot-rows 64"});
+  ExpectRefused({"--model", kDemo, "--hot-rows", "99999"}, {"--hot-rows", "99999"}, 2);
+  ExpectRefused({"--model", kDemo, "--hot-rows", "256", "--device-memory", "4M"},
+                {"device memory", "4194304"});
+}
+
 TEST(BadCheckpointTest, Files) {
   ExpectRefused({"--model", "/nonexistent"}, {"/nonexistent"});
   {
@@ -268,6 +279,13 @@ TEST(BadCommandTest, CommandLine) {
   expect({"calibrate", "--model", kDemo, "--text", "/nonexistent", "--out", out}, 1,
          "/nonexistent");
   EXPECT_FALSE(fs::exists(out));
+  expect({"bench", "decode", "--link", "1,2"}, 2, "1,2");
+  expect({"bench", "decode", "--shape", "tiny", "--trace", "/nonexistent"}, 1, "/nonexistent");
+  expect({"bench", "decode", "--model", kDemo}, 2, "--text");
+  // And one that works, of little.
+  expect({"bench", "decode", "--shape", "tiny", "--context", "1024", "--budget", "128", "--steps",
+          "2", "--warmup", "2", "--json"},
+         0, "\"hidden_share\"");
 }
 
 }  // namespace
