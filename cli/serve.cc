@@ -2,6 +2,9 @@
 // itself is cli/server.h.
 #include <toml++/toml.h>
 
+#include <algorithm>
+
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "base/limits.h"
 #include "cli/commands.h"
@@ -31,9 +34,21 @@ absl::Status CheckSupported(const ServeOptions& o) {
           absl::StrCat(option, " ", value, ": is about predictions, needs --predict on"));
     }
   }
-  if (o.placement == "resident" && o.hot_rows != "off") {
+  if (o.correction == "none" && o.placement != "offload") {
     return absl::InvalidArgumentError(
-        absl::StrCat("--hot-rows ", o.hot_rows, ": --placement resident keeps every row"));
+        "--correction none: needs --placement offload, or it would hold of some sequences only");
+  }
+  for (const auto& [option, value] :
+       {std::pair{"--hot-rows", o.hot_rows}, {"--predict", o.predict}}) {
+    if (o.placement == "resident" && value != "off") {
+      return absl::InvalidArgumentError(
+          absl::StrCat(option, " ", value, ": --placement resident keeps every row"));
+    }
+  }
+  if (o.hot_rows != "off" &&
+      (o.hot_rows[0] == '0' || !std::ranges::all_of(o.hot_rows, absl::ascii_isdigit))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--hot-rows: \"", o.hot_rows, "\" is not a decimal count"));
   }
   return LinkSpec::Parse(o.link).status();
 }

@@ -67,7 +67,10 @@ absl::StatusOr<ServerPlan> MakePlan(const ServeOptions& options) {
 
   const auto available = kv_store::AvailableMemory();
   if (!available.ok()) return available.status();
-  const uint64_t wanted = options.host_memory_bytes ? options.host_memory_bytes : *available / 2;
+  // On the cpu the device's memory is the host's too.
+  const uint64_t devices = options.workers * memory->total_bytes();
+  const uint64_t left = *available > devices ? *available - devices : 0;
+  const uint64_t wanted = options.host_memory_bytes ? options.host_memory_bytes : left / 2;
   if (wanted > *available) {
     return absl::ResourceExhaustedError(
         absl::StrCat("--host-memory: ", wanted, " bytes asked, ", *available, " are available"));
@@ -90,7 +93,7 @@ absl::StatusOr<ServerPlan> MakePlan(const ServeOptions& options) {
   const size_t prompt =
       rows.in_place ? 0 : LayerwisePrefill::HostBytes(files->config, files->config.max_context);
   const size_t host = options.workers * (kv_store::RowsBytes(plan.layout) + gather + prompt) +
-                      kv_store::MetaBytes(options.workers, plan.layout.blocks);
+                      devices + kv_store::MetaBytes(options.workers, plan.layout.blocks);
   if (absl::Status status = kv_store::CheckMemory(host, *available); !status.ok()) return status;
   return plan;
 }

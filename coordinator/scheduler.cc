@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/limits.h"
+#include "base/slots.h"
 
 namespace sparsekv {
 
@@ -90,7 +91,9 @@ uint64_t DeviceBlocks(const Need& need, const WorkerCapacity& worker, v1::Placem
   if (worker.row_blocks_total == 0) return 0;
   if (placement == v1::PLACEMENT_RESIDENT) return uint64_t{need.host_blocks} * worker.layers;
   if (need.largest_selection == 0) return need.host_blocks;  // dense: one layer at a time
-  const uint32_t set_rows = std::max(worker.hot_rows, need.largest_selection);
+  if (need.largest_selection > kMostOffloadedSelection) return UINT64_MAX;
+  const uint32_t hot_rows = std::min(worker.hot_rows, need.host_blocks * kBlockTokens);
+  const uint32_t set_rows = std::max(hot_rows, need.largest_selection);
   const uint64_t sets = worker.hot_rows > 0 ? worker.layers : 2;
   return sets * CeilDiv(set_rows, kBlockTokens);
 }

@@ -26,7 +26,8 @@ void WorkerSlot::OnUp(uint64_t boot_id, const v1::WorkerHello& hello) {
   ++incarnation_;
   epoch_ = 0;
   settings_epoch_ = 1;
-  control_ = PrefetchControl(prefetch_, hello.device_row_blocks() > 0 ? hello.model().layers() : 0);
+  const bool predicts = hello.device_row_blocks() > 0 && hello.model().double_sparsity();
+  control_ = PrefetchControl(prefetch_, predicts ? hello.model().layers() : 0);
   reported_memory_.clear();
   last_report = Clock::now();
 }

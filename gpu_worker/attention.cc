@@ -32,7 +32,12 @@ void Attention::Run(uint32_t layer) {
   LayerCounts& counts = counts_[layer];
   if (options_.fetcher) {
     Timeline::Span span(options_.timeline, "settle", layer);
-    counts.rows.stall_s += options_.fetcher->Settle(layer, policy(layer).uncorrected, &counts);
+    const double waited = options_.fetcher->Settle(layer, policy(layer).uncorrected, &counts);
+    counts.rows.stall_s += waited;
+    for (uint32_t i = 0; i < items_.size() && waited > 0; ++i) {
+      if (!options_.fetcher->predicted(layer, i) || !items_[i].counts) continue;
+      items_[i].counts->stall_s += waited;
+    }
   }
   AttendDense(layer);
   std::vector<Selecting> selecting, judged;
@@ -94,6 +99,7 @@ void Attention::AttendDense(uint32_t layer) {
     if (item.offloaded()) {
       CHECK_EQ(item.ids.size(), size_t{1});
       options_.fetcher->Stream(layer, item, item.position, attend.rows, &counts_[layer]);
+      if (progress_) progress_();
     } else {
       CountHere(layer, item, item.rows_per_head());
     }
@@ -114,6 +120,7 @@ void Attention::ForEachRound(uint32_t layer, bool predicted, std::span<const Sel
     ScoreAndSelect(layer, all.subspan(from, to - from), stride);
     if (on_selection_) ShowLists(layer, predicted, all.subspan(from, to - from), stride);
     use(all.subspan(from, to - from), stride);
+    if (progress_) progress_();
     from = to;
   }
 }

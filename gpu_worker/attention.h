@@ -66,6 +66,9 @@ class Attention {
                                            bool predicted, std::span<uint32_t> list)>;
   void set_selection_hook(SelectionHook hook) { on_selection_ = std::move(hook); }
 
+  // Called between the parts of a layer that may wait for a slow link.
+  void set_progress(std::function<void()> progress) { progress_ = std::move(progress); }
+
   std::vector<LayerCounts>& counts() { return counts_; }  // [layers], sums until cleared
   bool can_select() const { return options_.channels != nullptr; }
   uint64_t direct_bytes() const;  // read so far by the device thread
@@ -124,6 +127,7 @@ class Attention {
   // Measured steps: predicted tokens by KV head, [items]; layers take the two in turn.
   std::vector<std::vector<uint32_t>> kept_[2];
 
+  std::function<void()> progress_;
   SelectionHook on_selection_;
 };
 

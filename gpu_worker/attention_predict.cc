@@ -25,7 +25,7 @@ bool Attention::uncorrected(uint32_t layer, uint32_t index) const {
 }
 
 // Rows to predict among the tokens before the current one. Uncorrected, the current one comes on
-// top and all must stay within the budget.
+// top and all stay within the budget, but for one row where that is the always-set.
 uint32_t Attention::PredictedCount(const StepItem& item, const LayerPolicy& policy) const {
   const uint32_t before = item.position;
   const uint64_t budget = item.budget.At(item.position + 1);

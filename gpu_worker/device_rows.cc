@@ -58,7 +58,8 @@ DeviceRows::Need DeviceRows::NeedOf(uint32_t layers, uint32_t hot_rows, RowPlace
                                     uint32_t tokens, uint32_t selection) {
   if (placement == RowPlacement::kResident) return {layers, Pages(tokens) * kBlockTokens};
   if (selection == 0) return {1, Pages(tokens) * kBlockTokens};
-  return {hot_rows ? layers : kDoubleBuffer, Pages(std::max(hot_rows, selection)) * kBlockTokens};
+  return {hot_rows ? layers : kDoubleBuffer,
+          Pages(std::max(std::min(hot_rows, tokens), selection)) * kBlockTokens};
 }
 
 bool DeviceRows::Take(RowPlacement placement, uint32_t tokens, uint32_t selection, RowSets* sets) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/slots.h"
 #include "gpu_worker/page_pool.h"
 #include "kernels/hot_rows.h"
 
@@ -57,7 +58,8 @@ class DeviceRows {
     uint32_t hot_rows = 0;  // slots of an offloaded sequence's set; 0 = a double buffer
   };
   // Rows of the largest selection of an offloaded sequence.
-  static constexpr uint32_t kMostSelected = kMaxSlots / kBlockTokens * kBlockTokens;
+  static constexpr uint32_t kMostSelected = kMostOffloadedSelection;
+  static_assert(kMostSelected == kMaxSlots / kBlockTokens * kBlockTokens);
 
   explicit DeviceRows(const Options& options);
 

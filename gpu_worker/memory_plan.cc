@@ -46,6 +46,7 @@ Unit UnitOf(const ModelConfig& config, const ChannelConfig* channels,
   unit.sets = request.rows.hot_rows ? config.layers : 2;
   const size_t lists = ListBytesPerSlot(config.kv_heads) * kBlockTokens;
   unit.row_block = block.block_stride() + DeviceRows::MetaBytes(block) + lists / unit.sets + 1;
+  unit.blocks = unit.pages;  // a dense sequence
   if (!channels) return unit;
   const uint32_t selection =
       request.selection ? request.selection : config.max_context / kDefaultBudgetDenominator;
@@ -118,7 +119,8 @@ absl::StatusOr<MemoryPlan> MemoryPlan::Make(const ModelConfig& config,
   }
   if (unit.row_block > 0) {
     const size_t most = request.row_blocks ? request.row_blocks
-                                           : size_t{unit.pages} * config.layers * request.max_batch;
+                                           : std::max(unit.pages * config.layers, unit.blocks) *
+                                                 size_t{request.max_batch};
     plan.row_blocks =
         static_cast<uint32_t>(std::min({left / unit.row_block, most, size_t{1} << 31}));
     plan.set_slots = plan.row_blocks / unit.sets * kBlockTokens;

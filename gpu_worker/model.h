@@ -49,7 +49,10 @@ class Model {
   void set_qk_observer(QkObserver observer) { observer_ = std::move(observer); }
 
   // Called after every layer of a forward pass, so that a long one shows that it goes on.
-  void set_progress(std::function<void()> progress) { progress_ = std::move(progress); }
+  void set_progress(std::function<void()> progress) {
+    attention_->set_progress(progress);
+    progress_ = std::move(progress);
+  }
 
   const ModelConfig& config() const { return *config_; }
   Attention& attention() { return *attention_; }

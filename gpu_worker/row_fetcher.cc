@@ -25,7 +25,6 @@ RowFetcher::RowFetcher(const Options& options)
 }
 
 void RowFetcher::BeginStep() {
-  ++step_;
   for (Pending& pending : pending_) {
     CHECK(pending.jobs.empty());
     pending.layer = kNoToken;
@@ -63,17 +62,15 @@ void RowFetcher::Prefetch(uint32_t layer, std::span<const Request> requests, siz
                      .rows = request.rows,
                      .count = request.count,
                      .clear = request.item->device->shared(),
+                     .hit_stamp = 4 * request.item->position + 1,
+                     .miss_stamp = 4 * request.item->position,
+                     .useful_stamp = kNoToken,
                      .slots = request.slots,
                      .misses = item.moves,
                      .miss_stride = item.stride,
                      .resolved = pending.resolved.data() + size_t{request.index} * kv_heads_});
   }
-  options_.backend->Resolve({.kv_heads = kv_heads_,
-                             .stride = stride,
-                             .hit_stamp = 4 * step_ + 1,
-                             .miss_stamp = 4 * step_,
-                             .useful_stamp = kNoToken,
-                             .items = items});
+  options_.backend->Resolve({.kv_heads = kv_heads_, .stride = stride, .items = items});
   for (const Request& request : requests) {
     Pending::Item& item = pending.items[request.index];
     for (uint32_t head = 0; keep && head < kv_heads_; ++head) {
@@ -171,6 +168,9 @@ void RowFetcher::Bring(uint32_t layer, std::span<const Request> requests, size_t
                      .count = request.count,
                      .current = request.item->position,
                      .clear = sets.shared() && !predicted(layer, request.index),
+                     .hit_stamp = 4 * request.item->position + 2,
+                     .miss_stamp = 4 * request.item->position + 2,
+                     .useful_stamp = 4 * request.item->position,
                      .slots = request.slots,
                      .misses = request.misses,
                      .miss_stride = stride,
@@ -181,12 +181,7 @@ void RowFetcher::Bring(uint32_t layer, std::span<const Request> requests, size_t
                       .stride = stride,
                       .resolved = request.resolved});
   }
-  options_.backend->Resolve({.kv_heads = kv_heads_,
-                             .stride = stride,
-                             .hit_stamp = 4 * step_ + 2,
-                             .miss_stamp = 4 * step_ + 2,
-                             .useful_stamp = 4 * step_,
-                             .items = items});
+  options_.backend->Resolve({.kv_heads = kv_heads_, .stride = stride, .items = items});
   uint64_t missed = 0;
   for (const Request& request : requests) {
     RowCounts own;

@@ -17,9 +17,9 @@ namespace sparsekv {
 // ones when it is there. What is attended is decided elsewhere; this only sees to it that the rows
 // of a list are on the device, and counts. Belongs to the device thread.
 //
-// Stamps of a step s (kernels/hot_rows.h): 4s = brought by its prediction, 4s+1 = predicted and
-// there already, 4s+2 = selected. So a step's own rows are never its victims, and what was used
-// outlives what was only guessed.
+// Stamps of the step at position s (kernels/hot_rows.h): 4s = brought by its prediction, 4s+1 =
+// predicted and there already, 4s+2 = selected. So a step's own rows are never its victims, and
+// what was used outlives what was only guessed.
 class RowFetcher {
  public:
   struct Options {
@@ -111,7 +111,6 @@ class RowFetcher {
 
   const Options options_;
   const uint32_t kv_heads_;
-  uint32_t step_ = 0;
   Pending pending_[2];
   uint64_t direct_bytes_ = 0;
 };

@@ -164,7 +164,7 @@ void Sequence::FillEnd(v1::FinishReason reason, v1::SequenceEnd* end) const {
   sparsity->set_attention(start_.attention());
   sparsity->set_budget_effective(budget_.dense() ? computed_ : budget_.At(std::max(computed_, 1u)));
   sparsity->set_rows_selected(counts_.selected);
-  sparsity->set_rows_fetched(counts_.fetched());
+  sparsity->set_rows_fetched(counts_.useful + counts_.missed);
   sparsity->set_hits(counts_.hits);
   sparsity->set_misses(counts_.missed);
   sparsity->set_prefetch_useful(counts_.useful);

@@ -38,12 +38,12 @@ absl::StatusOr<LinkSpec> LinkSpec::Parse(const std::string& text) {
     const auto latency = std::from_chars(rate.ptr + 1, end, link.latency_s);
     good = latency.ec == std::errc() && latency.ptr == end;
   }
-  good = good && std::isfinite(link.bytes_per_s) && link.bytes_per_s >= 1e6 &&
-         link.latency_s >= 0 && link.latency_s <= 1;
+  good = good && std::isfinite(link.bytes_per_s) && link.bytes_per_s >= 1e7 &&
+         link.latency_s >= 0 && link.latency_s <= 0.01;
   if (good) return link;
-  return absl::InvalidArgumentError(
-      absl::StrCat("--link: \"", text,
-                   "\" is not BYTES_PER_S,LATENCY_S (at least 1e6 bytes/s, at most 1 s), nor off"));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "--link: \"", text,
+      "\" is not BYTES_PER_S,LATENCY_S (at least 1e7 bytes/s, at most 0.01 s), nor off"));
 }
 
 }  // namespace sparsekv

@@ -74,7 +74,11 @@ void StepLoop::OnOpened(uint64_t session) {
   session_ = session;
   epoch_ = 0;
   steps_left_ = 0;
+  // What the old session has not been told is nobody's.
+  FillLayers();
+  FillTransfers();
   stats_.Clear();
+  measured_ = false;
   *report_.mutable_hello() = options_.hello;
   Flush();
 }

@@ -79,6 +79,9 @@ struct ResolveArgs {
     // A token whose row is being made by this step: it gets a slot like a miss, but is a hit.
     uint32_t current = kNoToken;
     bool clear = false;         // all slots are empty first: a double buffer's other layer
+    uint32_t hit_stamp = 0;     // for rows that were there
+    uint32_t miss_stamp = 0;    // for rows that are brought, and the current one
+    uint32_t useful_stamp = 0;  // hits that carry it were brought by a prediction of this step
     uint32_t* slots = nullptr;  // [kv_heads, stride], out: slots[i] of rows[i]
     RowMove* misses = nullptr;  // [kv_heads, miss_stride], out, in the order of the list
     size_t miss_stride = 0;
@@ -86,9 +89,6 @@ struct ResolveArgs {
   };
   uint32_t kv_heads = 0;
   size_t stride = 0;
-  uint32_t hit_stamp = 0;     // for rows that were there
-  uint32_t miss_stamp = 0;    // for rows that are brought, and the current one
-  uint32_t useful_stamp = 0;  // hits that carry it were brought by a prediction of this step
   std::span<const Item> items;
 };
 

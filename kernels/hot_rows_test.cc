@@ -149,22 +149,20 @@ TEST_P(HotRowsTest, EqualsAnObviousCacheOver10000Steps) {
       const auto list = RandomList(random, count, kTokens, step);
       std::copy(list.begin(), list.end(), lists.rows.begin() + head * lists.stride);
     }
+    const uint32_t hit = 4 * step + (truth ? 2 : 1), miss = 4 * step + (truth ? 2 : 0);
     const ResolveArgs::Item item = {.table = set.table,
                                     .rows = lists.rows.data(),
                                     .count = count,
                                     .current = truth ? kTokens - 1 : kNoToken,
                                     .clear = clear,
+                                    .hit_stamp = hit,
+                                    .miss_stamp = miss,
+                                    .useful_stamp = truth ? 4 * step : kNoToken,
                                     .slots = lists.slots.data(),
                                     .misses = lists.misses.data(),
                                     .miss_stride = lists.stride,
                                     .resolved = lists.counts.data()};
-    const uint32_t hit = 4 * step + (truth ? 2 : 1), miss = 4 * step + (truth ? 2 : 0);
-    backend_->Resolve({.kv_heads = kHeads,
-                       .stride = lists.stride,
-                       .hit_stamp = hit,
-                       .miss_stamp = miss,
-                       .useful_stamp = truth ? 4 * step : kNoToken,
-                       .items = {&item, 1}});
+    backend_->Resolve({.kv_heads = kHeads, .stride = lists.stride, .items = {&item, 1}});
     for (uint32_t head = 0; head < kHeads; ++head) {
       if (clear) model[head].Clear();
       const uint32_t* rows = lists.rows.data() + head * lists.stride;
@@ -222,6 +220,9 @@ TEST_P(HotRowsTest, SlotsHoldTheRowsOfTheHost) {
       resolve.push_back({.table = sets[s]->table,
                          .rows = lists[s]->rows.data(),
                          .count = count,
+                         .hit_stamp = 4 * step + 2,
+                         .miss_stamp = 4 * step + 2,
+                         .useful_stamp = 4 * step,
                          .slots = lists[s]->slots.data(),
                          .misses = lists[s]->misses.data(),
                          .miss_stride = 130,
@@ -232,12 +233,7 @@ TEST_P(HotRowsTest, SlotsHoldTheRowsOfTheHost) {
                       .stride = 130,
                       .resolved = lists[s]->counts.data()});
     }
-    backend_->Resolve({.kv_heads = kHeads,
-                       .stride = 130,
-                       .hit_stamp = 4 * step + 2,
-                       .miss_stamp = 4 * step + 2,
-                       .useful_stamp = 4 * step,
-                       .items = resolve});
+    backend_->Resolve({.kv_heads = kHeads, .stride = 130, .items = resolve});
     backend_->CopyRows({.kv_heads = kHeads, .items = copy});
     for (size_t s = 0; s < sets.size(); ++s) {
       for (uint32_t head = 0; head < kHeads; ++head) {

@@ -156,6 +156,9 @@ TEST(BadOptionTest, OfRowsAndPredictions) {
   ExpectRefused({"--model", kDemo, "--fetch", "gather"}, {"--fetch gather", "--predict on"});
   ExpectRefused({"--model", kDemo, "--placement", "resident", "--hot-rows", "64"},
                 {"--hot-rows 64"});
+  ExpectRefused({"--model", kDemo, "--predict", "on", "--correction", "none"},
+                {"--placement offload"});
+  ExpectRefused({"--model", kDemo, "--hot-rows", "0x100"}, {"--hot-rows", "0x100"});
   ExpectRefused({"--model", kDemo, "--hot-rows", "99999"}, {"--hot-rows", "99999"}, 2);
   ExpectRefused({"--model", kDemo, "--hot-rows", "256", "--device-memory", "4M"},
                 {"device memory", "4194304"});

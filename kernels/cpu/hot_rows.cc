@@ -42,8 +42,8 @@ uint32_t MarkHits(const ResolveArgs& args, const ResolveArgs::Item& item, uint32
     if (slots[i] == kNotHot) continue;
     SlotMeta& meta = item.table.Meta(head, slots[i]);
     resolved->hits += 1;
-    resolved->useful += meta.last_use == args.useful_stamp;
-    meta.last_use = args.hit_stamp;
+    resolved->useful += meta.last_use == item.useful_stamp;
+    meta.last_use = item.hit_stamp;
   }
   return item.count - resolved->hits;
 }
@@ -56,7 +56,7 @@ void ResolveHead(const ResolveArgs& args, const ResolveArgs::Item& item, uint32_
   Resolved resolved;
   const uint32_t absent = MarkHits(args, item, head, &resolved);
   if (absent > 0) {
-    FindVictims(table, head, std::min(args.hit_stamp, args.miss_stamp), absent, keys);
+    FindVictims(table, head, std::min(item.hit_stamp, item.miss_stamp), absent, keys);
   }
   const uint32_t* rows = item.rows + head * args.stride;
   uint32_t* slots = item.slots + head * args.stride;
@@ -66,7 +66,7 @@ void ResolveHead(const ResolveArgs& args, const ResolveArgs::Item& item, uint32_
     const uint32_t slot = static_cast<uint32_t>(keys[next++]);
     SlotMeta& meta = table.Meta(head, slot);
     if (meta.token != kNoToken) table.SlotOf(head, meta.token) = kNotHot;
-    meta = {.token = rows[i], .last_use = args.miss_stamp};
+    meta = {.token = rows[i], .last_use = item.miss_stamp};
     table.SlotOf(head, rows[i]) = static_cast<uint16_t>(slot);
     slots[i] = slot;
     if (rows[i] == item.current) {

@@ -43,15 +43,15 @@ void ResolveHead(const ResolveArgs& args, const ResolveArgs::Item& item, uint32_
     SlotMeta& meta = table.Meta(head, slots[i]);
     CHECK_EQ(meta.token, rows[i]);
     resolved.hits += 1;
-    resolved.useful += meta.last_use == args.useful_stamp;
-    meta.last_use = args.hit_stamp;
+    resolved.useful += meta.last_use == item.useful_stamp;
+    meta.last_use = item.hit_stamp;
   }
   for (uint32_t i = 0; i < item.count; ++i) {
     if (slots[i] != kNotHot) continue;
-    const uint32_t slot = Victim(table, head, std::min(args.hit_stamp, args.miss_stamp));
+    const uint32_t slot = Victim(table, head, std::min(item.hit_stamp, item.miss_stamp));
     SlotMeta& meta = table.Meta(head, slot);
     if (meta.token != kNoToken) table.SlotOf(head, meta.token) = kNotHot;
-    meta = {.token = rows[i], .last_use = args.miss_stamp};
+    meta = {.token = rows[i], .last_use = item.miss_stamp};
     table.SlotOf(head, rows[i]) = static_cast<uint16_t>(slot);
     slots[i] = slot;
     if (rows[i] == item.current) {
