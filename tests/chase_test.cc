@@ -1,9 +1,8 @@
 // The proof that the right row was found: a pointer chase through a checkpoint whose every answer
 // needs one certain row, served by real processes. `sparsekv recall` makes checkpoint and chase.
-#include <gtest/gtest.h>
+#include "tests/chase.h"
 
-#include <fstream>
-#include <nlohmann/json.hpp>
+#include <gtest/gtest.h>
 
 #include "tests/client.h"
 #include "tests/server_process.h"
@@ -11,23 +10,12 @@
 namespace sparsekv {
 namespace {
 
+using testing::Chase;
 using testing::Client;
+using testing::MakeChase;
 using testing::Reply;
-using testing::RunBinary;
 using testing::ScratchDir;
 using testing::ServerProcess;
-
-struct Chase {
-  std::vector<uint32_t> prompt, expected;
-};
-
-Chase MakeChase(const std::string& dir, std::vector<std::string> arguments) {
-  arguments.insert(arguments.begin(), {"recall", "--out", dir});
-  const auto made = RunBinary("sparsekv", arguments);
-  EXPECT_EQ(made.code, 0) << made.err;
-  const auto json = nlohmann::json::parse(std::ifstream(dir + "/chase.json"));
-  return {json["prompt_token_ids"], json["expected_token_ids"]};
-}
 
 size_t Right(const Reply& reply, const Chase& chase) {
   size_t right = 0;

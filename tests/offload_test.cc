@@ -4,35 +4,23 @@
 #include <signal.h>
 
 #include <atomic>
-#include <fstream>
-#include <nlohmann/json.hpp>
 #include <random>
 #include <thread>
 
+#include "tests/chase.h"
 #include "tests/client.h"
 #include "tests/server_process.h"
 
 namespace sparsekv {
 namespace {
 
+using testing::Chase;
 using testing::Client;
 using testing::Eventually;
+using testing::MakeChase;
 using testing::Reply;
-using testing::RunBinary;
 using testing::ScratchDir;
 using testing::ServerProcess;
-
-struct Chase {
-  std::vector<uint32_t> prompt, expected;
-};
-
-Chase MakeChase(const std::string& dir, std::vector<std::string> arguments) {
-  arguments.insert(arguments.begin(), {"recall", "--out", dir});
-  const auto made = RunBinary("sparsekv", arguments);
-  EXPECT_EQ(made.code, 0) << made.err;
-  const auto json = nlohmann::json::parse(std::ifstream(dir + "/chase.json"));
-  return {json["prompt_token_ids"], json["expected_token_ids"]};
-}
 
 v1::GenerateRequest Ask(const Chase& chase, uint32_t rows) {
   auto request = testing::IdsRequest(chase.prompt, static_cast<uint32_t>(chase.expected.size()));

@@ -5,13 +5,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <fstream>
 #include <map>
-#include <nlohmann/json.hpp>
 
 #include "coordinator/tokenizer/tokenizer.h"
 #include "gpu_worker/local_runner.h"
-#include "tests/server_process.h"
+#include "tests/chase.h"
 
 namespace sparsekv {
 namespace {
@@ -156,14 +154,9 @@ size_t Right(const std::vector<uint32_t>& tokens, const std::vector<uint32_t>& e
 
 TEST(PlacementTest, RecallCheckpointAt16K) {
   testing::ScratchDir dir;
-  const auto made =
-      testing::RunBinary("sparsekv", {"recall", "--out", dir.path(), "--context", "16384", "--hops",
-                                      "24", "--extra-layers", "3", "--kv-heads", "2", "--group",
-                                      "2", "--dtype", "bfloat16"});
-  ASSERT_EQ(made.code, 0) << made.err;
-  const auto json = nlohmann::json::parse(std::ifstream(dir.path() + "/chase.json"));
-  const std::vector<uint32_t> prompt = json["prompt_token_ids"],
-                              expected = json["expected_token_ids"];
+  const auto [prompt, expected] =
+      testing::MakeChase(dir.path(), {"--context", "16384", "--hops", "24", "--extra-layers", "3",
+                                      "--kv-heads", "2", "--group", "2", "--dtype", "bfloat16"});
   auto files = ModelFiles::Load(dir.path(), "");
   ASSERT_TRUE(files.ok()) << files.status();
   // The same chase, from later and later in its context.
