@@ -21,9 +21,9 @@ namespace sparsekv {
 // attend. Belongs to the device thread; holds no state of any sequence.
 //
 // Rows are attended in one of four places: in the segment, where they lie; on the device at their
-// positions (resident); on the device in slots (offloaded, selected); or in the prefill buffer, one
-// layer's rows of a prompt, or of a dense offloaded sequence. What is attended, and in which order
-// it is summed, is the same everywhere.
+// positions (resident; or one layer at a time, a dense offloaded sequence); on the device in slots
+// (offloaded, selected); or in the prefill buffer, one layer's rows of a prompt. What is attended,
+// and in which order it is summed, is the same everywhere.
 class Attention {
  public:
   struct Options {

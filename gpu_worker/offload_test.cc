@@ -204,16 +204,46 @@ TEST_F(OffloadTest, WithoutCorrectionThePredictionIsAttended) {
   }
 }
 
-// Rows of a sequence that has ended never show in the next one that takes its memory.
-TEST_F(OffloadTest, MemoryIsReusedAndComesBack) {
-  const How how{.rows = {.in_place = false, .hot_rows = 100, .predict = true}};
-  auto runner = Make(how, 2);
-  Device& device = runner->device();
-  const uint32_t free = device.rows->free_blocks(), maps = device.rows->maps().free_pages();
-  EXPECT_EQ(free, 0u);  // the runner asks for exactly what it needs
-  RowSets sets;
-  EXPECT_FALSE(device.rows->Take(RowPlacement::kOffload, kTokens, 90, &sets));
-  EXPECT_EQ(device.rows->maps().free_pages(), maps);
+// P7, and P3 on the device: what a sequence held comes back, and nothing of it shows in the next
+// one that takes the memory; what does not fit takes nothing.
+TEST_F(OffloadTest, MemoryComesBackClean) {
+  auto device = Device::Make(files_, {.device_bytes = size_t{24} << 20,
+                                      .max_batch = 2,
+                                      .prefill_unit_tokens = 256,
+                                      .threads = 1,
+                                      .row_layout = files_.Layout(1),
+                                      .rows = {false, 100, true}});
+  ASSERT_TRUE(device.ok()) << device.status();
+  DeviceRows& rows = *device->rows;
+  const uint32_t blocks = rows.free_blocks(), maps = rows.maps().free_pages();
+  for (int round = 0; round < 2; ++round) {
+    RowSets sets[2], third;
+    for (RowSets& one : sets) {
+      ASSERT_TRUE(rows.Take(RowPlacement::kOffload, kTokens, 90, &one));
+      EXPECT_EQ(one.drift->steps, 0u);
+      EXPECT_EQ(one.drift->values[7], 0.0f);
+      for (uint32_t layer = 0; layer < 5; ++layer) {
+        const SlotTable table = one.Slots(layer);
+        for (uint32_t token = 0; token < kTokens; ++token) {
+          ASSERT_EQ(table.SlotOf(1, token), kNotHot);
+          table.SlotOf(1, token) = 3;
+        }
+        for (uint32_t slot = 0; slot < table.slots; ++slot) {
+          ASSERT_EQ(table.Meta(1, slot).token, kNoToken);
+          table.Meta(1, slot) = {.token = 9, .last_use = 9};
+        }
+      }
+      one.drift->steps = 5;
+      one.drift->values[7] = 1;
+    }
+    const uint32_t left = rows.free_blocks(), maps_left = rows.maps().free_pages();
+    EXPECT_FALSE(rows.Take(RowPlacement::kResident, 64 * blocks, 0, &third));
+    EXPECT_EQ(rows.free_blocks(), left);
+    EXPECT_EQ(rows.maps().free_pages(), maps_left);
+    for (RowSets& one : sets) rows.Return(&one);
+    EXPECT_EQ(rows.free_blocks(), blocks);
+    EXPECT_EQ(rows.maps().free_pages(), maps);
+  }
 }
 
 TEST_F(OffloadTest, TheArenaHoldsWhatThePlanSaid) {

@@ -32,11 +32,11 @@ Prefetcher::~Prefetcher() {
   thread_.join();
 }
 
-uint64_t Prefetcher::Start(uint32_t layer, std::vector<PrefetchPiece> pieces) {
+uint64_t Prefetcher::Start(uint32_t layer, std::span<const PrefetchPiece> pieces) {
   Job job;
   job.layer = layer;
   for (const PrefetchPiece& piece : pieces) job.rows += piece.count;
-  job.pieces = std::move(pieces);
+  job.pieces = pieces;
   std::lock_guard lock(mutex_);
   job.number = next_++;
   jobs_.push_back(std::move(job));

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <deque>
 #include <mutex>
+#include <span>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -44,7 +45,7 @@ class Prefetcher {
   Prefetcher& operator=(const Prefetcher&) = delete;
 
   // `pieces` and what they name stay as they are until Stop or Finish. Returns the job's number.
-  uint64_t Start(uint32_t layer, std::vector<PrefetchPiece> pieces);
+  uint64_t Start(uint32_t layer, std::span<const PrefetchPiece> pieces);
   // Rows that are in their slots, in the order of the pieces; the job is over. Jobs are stopped in
   // the order in which they were started. Stop gives up what is not on its way; Finish waits.
   uint64_t Stop(uint64_t job) { return End(job, /*give_up=*/true); }
@@ -58,7 +59,7 @@ class Prefetcher {
   struct Job {
     uint64_t number = 0;
     uint32_t layer = 0;
-    std::vector<PrefetchPiece> pieces;
+    std::span<const PrefetchPiece> pieces;
     uint64_t rows = 0;
     uint64_t issued = 0;  // the thread's alone, with the two below
     size_t piece = 0;     // of the next row

@@ -95,8 +95,8 @@ class RowFetcher {
     std::vector<Item> items;  // by index
     struct Job {
       uint64_t number;
-      std::vector<PrefetchPiece> pieces;
-      std::vector<uint32_t> index;  // of the item, by piece
+      std::vector<PrefetchPiece> pieces;  // the prefetcher reads them where they are
+      std::vector<uint32_t> index;        // of the item, by piece
     };
     std::vector<Job> jobs;
     std::vector<Resolved> resolved;  // of one Prefetch call

@@ -18,11 +18,6 @@ SimulatedLink::Clock::time_point SimulatedLink::Send(size_t bytes) {
   return free_at_ + latency_;
 }
 
-SimulatedLink::Clock::time_point SimulatedLink::free_at() const {
-  std::lock_guard lock(mutex_);
-  return free_at_;
-}
-
 double SimulatedLink::busy_seconds() const {
   std::lock_guard lock(mutex_);
   return std::chrono::duration<double>(busy_).count();

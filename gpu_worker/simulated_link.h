@@ -19,8 +19,6 @@ class SimulatedLink {
 
   // Puts a transfer at the end of the queue; when it will have arrived.
   Clock::time_point Send(size_t bytes);
-  // When the last transfer of the queue leaves the link free.
-  Clock::time_point free_at() const;
   double busy_seconds() const;
 
  private:

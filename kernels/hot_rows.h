@@ -69,7 +69,7 @@ struct Resolved {
 // there is forgotten. Slots with a stamp >= min(hit_stamp, miss_stamp) are in use by this step and
 // never taken; a list that fits `slots` always finds enough.
 //
-// Stamps rise from step to step; what they mean inside a step is gpu_worker/row_sets.h's.
+// Stamps rise from step to step; what they mean inside a step is gpu_worker/row_fetcher.h's.
 // REQUIRES: count <= slots; distinct tokens, each with a map page.
 struct ResolveArgs {
   struct Item {
