@@ -39,7 +39,6 @@ absl::Status CheckIds(const std::vector<uint32_t>& ids, const ModelConfig& confi
 }
 
 absl::Status RunLogits(const LogitsOptions& o) {
-  if (o.backend == "cuda") return absl::UnimplementedError("--backend cuda: not in this version");
   auto ids = o.token_ids_file.empty() ? ParseTokenIds(o.token_ids) : ReadTokenIds(o.token_ids_file);
   if (!ids.ok()) return ids.status();
   RowBudget budget;
@@ -57,10 +56,15 @@ absl::Status RunLogits(const LogitsOptions& o) {
   }
   const uint32_t chunk = select || o.mode == "decode" ? 1 : kChunk;
   if (absl::Status status = CheckLocalMemory(*files, ids->size()); !status.ok()) return status;
-  auto runner = LocalRunner::Make(*files, {.max_tokens = static_cast<uint32_t>(ids->size()),
-                                           .chunk_tokens = chunk,
-                                           .threads = o.threads,
-                                           .reference = o.backend == "reference"});
+  const BackendKind backend = BackendFor(o.backend);
+  auto runner = LocalRunner::Make(
+      *files, {.max_tokens = static_cast<uint32_t>(ids->size()),
+               .chunk_tokens = chunk,
+               .threads = o.threads,
+               .backend = backend,
+               .rows = {.in_place = backend != BackendKind::kCuda},
+               .placement = RowPlacement::kResident,
+               .selection = select ? budget.At(static_cast<uint32_t>(ids->size())) : 0});
   if (!runner.ok()) return runner.status();
   auto out = NpyWriter::Create(o.out, static_cast<uint32_t>(ids->size()), files->config.vocab_size);
   if (!out.ok()) return out.status();

@@ -25,7 +25,6 @@ absl::Status CheckSupported(const ServeOptions& o) {
   if (o.tensor_parallel != 1) {
     return later("--tensor-parallel", std::to_string(o.tensor_parallel));
   }
-  if (o.backend == "cuda") return later("--backend", o.backend);
   for (const auto& [option, value, set] :
        {std::tuple{"--correction", "none", o.correction == "none"},
         {"--fetch", "gather", o.fetch == "gather"}}) {
@@ -109,7 +108,8 @@ void AddOptions(CLI::App* app, ServeOptions* o) {
                   "bytes (k, M, G) for token rows; default half of what is available")
       ->transform(bytes);
   app->add_option("--device-memory", o->device_memory_bytes,
-                  "bytes (k, M, G) for labels and activations of a worker; default 1G on cpu")
+                  "bytes (k, M, G) of a worker's device; default 1G on cpu (without the weights), "
+                  "90 % of what is free on cuda")
       ->transform(bytes);
   app->add_option("--placement", o->placement, "where a sequence's rows live")
       ->check(CLI::IsMember({"auto", "resident", "offload"}))
@@ -132,6 +132,7 @@ void AddOptions(CLI::App* app, ServeOptions* o) {
       ->capture_default_str();
   app->add_option("--channels", o->channels_file,
                   "channel config; default MODEL/channels.json where it exists; none = dense only");
+  app->add_flag("!--no-graphs", o->graphs, "cuda: launch every kernel of a step by itself");
   app->add_option("--max-batch", o->max_batch, "sequences of one step")
       ->check(CLI::Range(1u, kMaxBatch))
       ->default_val(kMaxBatch);

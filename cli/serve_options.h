@@ -17,7 +17,7 @@ struct ServeOptions {
   std::string http = "127.0.0.1:8080";
   std::string state_dir;
   uint64_t host_memory_bytes = 0;    // 0 = half of what is available
-  uint64_t device_memory_bytes = 0;  // 0 = 1 GiB on cpu
+  uint64_t device_memory_bytes = 0;  // 0 = 1 GiB on cpu, 90 % of what is free on cuda
   std::string placement = "auto";
   std::string fetch = "direct";
   std::string predict = "off";
@@ -26,12 +26,13 @@ struct ServeOptions {
   std::string link = "off";
   std::string channels_file;
   uint32_t max_batch = 0;
+  bool graphs = true;
   unsigned threads = 0;  // of each worker's cpu backend, 0 = every core
 
   // On the cpu, bringing rows to a "device" costs a copy and gains nothing, unless one of the
   // options that say how is used.
-  RowMode row_mode() const {
-    const bool in_place = link == "off" && hot_rows == "off" && predict == "off" &&
+  RowMode row_mode(bool cuda) const {
+    const bool in_place = !cuda && link == "off" && hot_rows == "off" && predict == "off" &&
                           fetch == "direct" && placement != "resident";
     const auto hot = hot_rows == "off" ? 0u : static_cast<uint32_t>(std::stoul(hot_rows));
     return {.in_place = in_place, .hot_rows = hot, .predict = predict == "on"};

@@ -20,10 +20,12 @@
 #include "base/log.h"
 #include "base/shared_memory.h"
 #include "cli/child_process.h"
+#include "cli/device_probe.h"
 #include "cli/listen_socket.h"
 #include "cli/state_dir.h"
 #include "coordinator/tokenizer/tokenizer.h"
 #include "gpu_worker/device.h"
+#include "gpu_worker/device_weights.h"
 #include "gpu_worker/layerwise_prefill.h"
 #include "kv_store/gather_server.h"
 #include "kv_store/memory_check.h"
@@ -42,8 +44,47 @@ constexpr std::chrono::seconds kStop{5};
 struct ServerPlan {
   RowLayout layout;
   uint64_t fingerprint = 0;
+  bool cuda = false;
   uint64_t device_bytes = 0;
 };
+
+std::string ProgramPath(const char* name) {
+  return std::filesystem::read_symlink("/proc/self/exe").parent_path() / name;
+}
+
+// Where the workers run, and how much memory each one's device gives.
+absl::Status ChooseBackend(const ServeOptions& options, ServerPlan* plan) {
+  plan->device_bytes =
+      options.device_memory_bytes ? options.device_memory_bytes : kDefaultCpuDeviceBytes;
+  if (options.backend == "cpu") return absl::OkStatus();
+  auto probe = ProbeDevices(ProgramPath("sparsekv-gpu-worker"));
+  if (!probe.ok()) return probe.status();
+  if (probe->free_bytes.empty()) {
+    if (options.backend == "auto") {
+      spdlog::info("workers run on cpu: {}", probe->why);
+      return absl::OkStatus();
+    }
+    return absl::FailedPreconditionError(absl::StrCat("--backend cuda: ", probe->why));
+  }
+  if (options.workers > probe->free_bytes.size()) {
+    return absl::FailedPreconditionError(absl::StrCat("--workers: ", options.workers, " asked, ",
+                                                      probe->free_bytes.size(),
+                                                      " CUDA devices are here"));
+  }
+  if (options.correction == "none" || options.fetch == "gather") {
+    return absl::UnimplementedError(
+        "--correction none and --fetch gather: not in this version with backend cuda");
+  }
+  plan->cuda = true;
+  const uint64_t least = *std::min_element(
+      probe->free_bytes.begin(), probe->free_bytes.begin() + static_cast<int>(options.workers));
+  if (options.device_memory_bytes > least) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "--device-memory: ", options.device_memory_bytes, " bytes asked, ", least, " are free"));
+  }
+  if (options.device_memory_bytes == 0) plan->device_bytes = least / 10 * 9;
+  return absl::OkStatus();
+}
 
 // Everything that can be wrong with a checkpoint or with memory is found here, before a port is
 // taken or a process started.
@@ -55,20 +96,22 @@ absl::StatusOr<ServerPlan> MakePlan(const ServeOptions& options) {
 
   ServerPlan plan;
   plan.fingerprint = files->weights->fingerprint();
-  plan.device_bytes =
-      options.device_memory_bytes ? options.device_memory_bytes : kDefaultCpuDeviceBytes;
-  const RowMode rows = options.row_mode();
-  auto memory = MemoryPlan::Make(files->config, files->channel_config(),
-                                 {.device_bytes = plan.device_bytes,
-                                  .max_batch = options.max_batch,
-                                  .prefill_unit_tokens = kPrefillUnitTokens,
-                                  .rows = rows});
+  if (absl::Status status = ChooseBackend(options, &plan); !status.ok()) return status;
+  const RowMode rows = options.row_mode(plan.cuda);
+  auto memory =
+      MemoryPlan::Make(files->config, files->channel_config(),
+                       {.device_bytes = plan.device_bytes,
+                        .max_batch = options.max_batch,
+                        .prefill_unit_tokens = PrefillUnitTokens(plan.cuda),
+                        .rows = rows,
+                        .host_memory = !plan.cuda,
+                        .weight_bytes = plan.cuda ? DeviceWeightBytes(*files->weights) : 0});
   if (!memory.ok()) return memory.status();
 
   const auto available = kv_store::AvailableMemory();
   if (!available.ok()) return available.status();
   // On the cpu the device's memory is the host's too.
-  const uint64_t devices = options.workers * memory->total_bytes();
+  const uint64_t devices = plan.cuda ? 0 : options.workers * memory->total_bytes();
   const uint64_t left = *available > devices ? *available - devices : 0;
   const uint64_t wanted = options.host_memory_bytes ? options.host_memory_bytes : left / 2;
   if (wanted > *available) {
@@ -90,16 +133,13 @@ absl::StatusOr<ServerPlan> MakePlan(const ServeOptions& options) {
   const size_t gather = options.fetch == "gather" ? kv_store::GatherServer::BytesPerWorker(
                                                         plan.layout, kv_store::kDefaultStagingBytes)
                                                   : 0;
-  const size_t prompt =
-      rows.in_place ? 0 : LayerwisePrefill::HostBytes(files->config, files->config.max_context);
+  const size_t prompt = rows.in_place || plan.cuda
+                            ? 0
+                            : LayerwisePrefill::HostBytes(files->config, files->config.max_context);
   const size_t host = options.workers * (kv_store::RowsBytes(plan.layout) + gather + prompt) +
                       devices + kv_store::MetaBytes(options.workers, plan.layout.blocks);
   if (absl::Status status = kv_store::CheckMemory(host, *available); !status.ok()) return status;
   return plan;
-}
-
-std::string ProgramPath(const char* name) {
-  return std::filesystem::read_symlink("/proc/self/exe").parent_path() / name;
 }
 
 // The argv of a child.
@@ -252,7 +292,11 @@ std::unique_ptr<ChildProcess> Server::DescribeWorker(uint32_t index) {
       .Add("--max-batch", options_.max_batch)
       .Add("--threads", options_.threads);
   if (!options_.channels_file.empty()) arguments.Add("--channels", options_.channels_file);
-  if (const RowMode rows = options_.row_mode(); !rows.in_place) {
+  if (plan_.cuda) {
+    arguments.Add("--backend", "cuda").Add("--device", index);
+    if (!options_.graphs) arguments.AddFlag("--no-graphs");
+  }
+  if (const RowMode rows = options_.row_mode(plan_.cuda); !rows.in_place) {
     arguments.Add("--hot-rows", rows.hot_rows)
         .Add("--fetch", options_.fetch)
         .Add("--link", options_.link)

@@ -1,11 +1,13 @@
 # What every target shares: include paths from the root, warnings as errors, sanitizers.
 add_library(sparsekv_options INTERFACE)
 target_include_directories(sparsekv_options INTERFACE ${PROJECT_SOURCE_DIR})
-target_compile_options(sparsekv_options INTERFACE -Wall -Wextra -Werror -Wshadow -Wnon-virtual-dtor
-                                                  -Wno-missing-field-initializers
-                                                  -fno-omit-frame-pointer)
+target_compile_options(sparsekv_options INTERFACE
+  "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Werror;-Wshadow;-Wnon-virtual-dtor>"
+  "$<$<COMPILE_LANGUAGE:CXX>:-Wno-missing-field-initializers;-fno-omit-frame-pointer>"
+  "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Werror,-Wno-missing-field-initializers>"
+  "$<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings>")
 # One value per operation on every machine: fused multiply-adds happen only where the code asks for them.
-target_compile_options(sparsekv_options INTERFACE -ffp-contract=off)
+target_compile_options(sparsekv_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>")
 if(SPARSEKV_SANITIZE)
   target_compile_options(sparsekv_options INTERFACE -fsanitize=${SPARSEKV_SANITIZE}
                                                     -fno-sanitize-recover=all)

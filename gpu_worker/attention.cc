@@ -16,18 +16,36 @@ Attention::Attention(const Options& options)
   if (options.channels) {
     label_layout_ = {config_.layers, config_.kv_heads, options.channels->channels};
   }
-  for (uint32_t i = 0; i < options.prefill_layout.blocks; ++i) prefill_blocks_.push_back(i);
 }
 
-void Attention::BeginStep(std::span<const StepItem> items, std::span<const uint32_t> first) {
+void Attention::BeginPass(std::span<const StepItem> items, std::span<const uint32_t> first) {
   items_ = items;
   first_ = first;
-  for (auto& kept : kept_) kept.resize(items.size());
-  if (options_.fetcher) options_.fetcher->BeginStep();
+  for (Kept& kept : kept_) kept.layer = kNoToken;
+  judged_.clear();
+  if (options_.fetcher) options_.fetcher->BeginStep(items.size());
+}
+
+void Attention::FetchNotes() {
+  common_seen_.resize(judged_.size() * config_.kv_heads);
+  if (!judged_.empty()) {
+    backend_.Fetch(common_seen_.data(), scratch_.common, common_seen_.size() * sizeof(uint32_t));
+  }
+  if (options_.fetcher) options_.fetcher->FetchNotes();
+}
+
+void Attention::EndStep() {
+  for (const Judged& judged : judged_) {
+    counts_[judged.layer].predicted += judged.predicted;
+    for (uint32_t head = 0; head < config_.kv_heads; ++head) {
+      counts_[judged.layer].predicted_selected += common_seen_[judged.common + head];
+    }
+  }
+  judged_.clear();
+  if (options_.fetcher) options_.fetcher->EndStep(&counts_);
 }
 
 void Attention::Run(uint32_t layer) {
-  Append(layer);
   LayerCounts& counts = counts_[layer];
   if (options_.fetcher) {
     Timeline::Span span(options_.timeline, "settle", layer);
@@ -59,7 +77,8 @@ void Attention::Run(uint32_t layer) {
 }
 
 // Rows go to the segment, and where the item's rows are on the device by position, there too.
-void Attention::Append(uint32_t layer) {
+void Attention::Append(uint32_t layer, std::span<const uint32_t> positions,
+                       std::span<const float> inverse_frequency) {
   std::vector<AppendRowsArgs::Item> rows;
   std::vector<AppendLabelsArgs::Item> labels;
   for (size_t i = 0; i < items_.size(); ++i) {
@@ -72,14 +91,23 @@ void Attention::Append(uint32_t layer) {
     }
     if (item.label_pages) labels.push_back({Span(i), Labels(layer, item)});
   }
-  backend_.AppendRows({.k = scratch_.k, .v = scratch_.v, .items = rows});
-  if (labels.empty()) return;
-  backend_.AppendLabels({.k = scratch_.k,
+  backend_.RotateAppend({.q = scratch_.q,
+                         .k = scratch_.k,
+                         .v = scratch_.v,
+                         .positions = positions,
+                         .inverse_frequency = inverse_frequency,
+                         .heads = config_.heads,
                          .kv_heads = config_.kv_heads,
                          .head_dim = config_.head_dim,
                          .row_dtype = options_.row_layout.dtype,
-                         .channels = options_.channels->Layer(layer),
-                         .items = labels});
+                         .channels = labels.empty() ? nullptr : Channels(layer),
+                         .rows = rows,
+                         .labels = labels});
+}
+
+// On the device, [kv_heads, channels].
+const uint16_t* Attention::Channels(uint32_t layer) const {
+  return options_.channel_table + size_t{layer} * config_.kv_heads * options_.channels->channels;
 }
 
 void Attention::AttendDense(uint32_t layer) {
@@ -106,12 +134,19 @@ void Attention::AttendDense(uint32_t layer) {
   if (!dense.empty()) Attend(dense, 0);
 }
 
+// Room for a list of so many tokens: coarse, so that steps of growing sequences look alike.
+size_t Attention::StrideFor(uint32_t tokens) const {
+  constexpr size_t kStep = 4096;
+  const size_t most = scratch_.selection_entries / config_.kv_heads;
+  return std::min((tokens + kStep - 1) / kStep * kStep, most);
+}
+
 void Attention::ForEachRound(uint32_t layer, bool predicted, std::span<const Selecting> all,
                              const Use& use) {
   for (size_t from = 0; from < all.size();) {
     size_t to = from, stride = 0;
     for (; to < all.size(); ++to) {
-      const size_t longest = std::max<size_t>(stride, all[to].tokens);
+      const size_t longest = std::max(stride, StrideFor(all[to].tokens));
       if ((to - from + 1) * longest * config_.kv_heads > scratch_.selection_entries) break;
       stride = longest;
     }
@@ -144,7 +179,7 @@ void Attention::ScoreAndSelect(uint32_t layer, std::span<const Selecting> round,
                         .kv_heads = config_.kv_heads,
                         .group = config_.heads / config_.kv_heads,
                         .head_dim = config_.head_dim,
-                        .channels = options_.channels->Layer(layer),
+                        .channels = Channels(layer),
                         .pooling = options_.channels->pooling,
                         .score_stride = stride,
                         .items = score});
@@ -156,6 +191,7 @@ void Attention::ScoreAndSelect(uint32_t layer, std::span<const Selecting> round,
 
 void Attention::ShowLists(uint32_t layer, bool predicted, std::span<const Selecting> round,
                           size_t stride) {
+  CHECK(backend_.host_memory());
   for (size_t n = 0; n < round.size(); ++n) {
     for (uint32_t head = 0; head < config_.kv_heads; ++head) {
       uint32_t* list = scratch_.selection + (n * config_.kv_heads + head) * stride;
@@ -211,6 +247,7 @@ void Attention::AttendSelected(uint32_t layer, std::span<const Selecting> round,
 
 // What the paper does: the predicted rows and the current one, whatever the true query says.
 void Attention::AttendPredicted(uint32_t layer, uint32_t index) {
+  CHECK(backend_.host_memory());
   const StepItem& item = items_[index];
   std::fill_n(scratch_.selection, config_.kv_heads, item.position);
   const RowFetcher::Request request = RequestFor({index, 1, 1}, 0, 1);
@@ -265,7 +302,7 @@ uint64_t Attention::direct_bytes() const {
 }
 
 RowTable Attention::PrefillRows(uint32_t block) const {
-  return {options_.prefill, prefill_blocks_.data() + block, &options_.prefill_layout};
+  return {options_.prefill, options_.prefill_blocks + block, &options_.prefill_layout};
 }
 
 RowTable Attention::HostRows(uint32_t layer, const StepItem& item) const {

@@ -29,6 +29,7 @@ class Attention {
   struct Options {
     const ModelConfig* config = nullptr;
     const ChannelConfig* channels = nullptr;  // null: dense attention only
+    const uint16_t* channel_table = nullptr;  // its label channels on the device, [layers][...]
     Backend* backend = nullptr;
     Scratch scratch;
     RowLayout row_layout;  // the segment's pool
@@ -37,12 +38,17 @@ class Attention {
     const QueryPredictor* predictor = nullptr;  // null: no predictions
     RowLayout prefill_layout;                   // one layer
     std::byte* prefill = nullptr;               // prefill_layout.pool_bytes()
+    const uint32_t* prefill_blocks = nullptr;   // 0, 1, ...: its blocks in order, on the device
     Timeline* timeline = nullptr;
   };
   explicit Attention(const Options& options);
 
-  // The items of a forward pass, and the index of each one's first token. Both outlive the pass.
-  void BeginStep(std::span<const StepItem> items, std::span<const uint32_t> first);
+  // The items of a forward pass, and the index of each one's first token. Both outlive the step.
+  void BeginPass(std::span<const StepItem> items, std::span<const uint32_t> first);
+  // After the last pass of a step, inside it: asks for what the device noted.
+  void FetchNotes();
+  // The step is over: counts that.
+  void EndStep();
 
   // Whether predictions want to see the inputs of this step's layers.
   bool predicts() const;
@@ -52,7 +58,10 @@ class Attention {
   void Predict(uint32_t layer, std::span<const uint32_t> positions,
                std::span<const float> inverse_frequency);
 
-  // From scratch.q, .k, .v, after rotation, to scratch.attended.
+  // Rotates scratch.q and .k, and writes rows and labels of the step's tokens.
+  void Append(uint32_t layer, std::span<const uint32_t> positions,
+              std::span<const float> inverse_frequency);
+  // From scratch.q, .k, .v, after that, to scratch.attended.
   void Run(uint32_t layer);
 
   // One per layer; none = no prediction.
@@ -60,8 +69,8 @@ class Attention {
   // This step looks at how good predictions are, which costs a little: LayerCounts::predicted...
   void set_measure(bool measure) { measure_ = measure; }
 
-  // Tests and benchmarks: sees every list of rows when it was chosen, ascending, predicted or true,
-  // and may put another of the same length in its place.
+  // Tests and benchmarks, where the device's memory is the host's: sees every list of rows when it
+  // was chosen, ascending, predicted or true, and may put another of the same length in its place.
   using SelectionHook = std::function<void(uint32_t layer, uint32_t item, uint32_t kv_head,
                                            bool predicted, std::span<uint32_t> list)>;
   void set_selection_hook(SelectionHook hook) { on_selection_ = std::move(hook); }
@@ -83,7 +92,6 @@ class Attention {
   };
   using Use = std::function<void(std::span<const Selecting> round, size_t stride)>;
 
-  void Append(uint32_t layer);
   void AttendDense(uint32_t layer);
   void AttendSelected(uint32_t layer, std::span<const Selecting> round, size_t stride);
   void AttendPredicted(uint32_t layer, uint32_t index);
@@ -107,6 +115,8 @@ class Attention {
   RowTable PrefillRows(uint32_t block) const;
   RowTable HostRows(uint32_t layer, const StepItem& item) const;
   LabelTable Labels(uint32_t layer, const StepItem& item) const;
+  const uint16_t* Channels(uint32_t layer) const;
+  size_t StrideFor(uint32_t tokens) const;
   StepSpan Span(size_t index) const;
 
   const Options options_;
@@ -114,7 +124,6 @@ class Attention {
   Backend& backend_;
   const Scratch scratch_;
   LabelLayout label_layout_;
-  std::vector<uint32_t> prefill_blocks_;  // 0, 1, ...: the prefill buffer's blocks in order
 
   std::vector<LayerPolicy> policies_;
   std::vector<LayerCounts> counts_;  // [layers]
@@ -124,8 +133,20 @@ class Attention {
   // Of the step in progress.
   std::span<const StepItem> items_;
   std::span<const uint32_t> first_;
-  // Measured steps: predicted tokens by KV head, [items]; layers take the two in turn.
-  std::vector<std::vector<uint32_t>> kept_[2];
+  // Measured steps: whose predictions are in scratch.kept, by item; layers take the two in turn.
+  struct Kept {
+    uint32_t layer = kNoToken;
+    size_t stride = 0;
+    std::vector<Selecting> round;
+  };
+  Kept kept_[2];
+  struct Judged {
+    uint32_t layer = 0;
+    uint64_t predicted = 0;  // rows, over KV heads
+    size_t common = 0;       // place in scratch.common
+  };
+  std::vector<Judged> judged_;
+  std::vector<uint32_t> common_seen_;
 
   std::function<void()> progress_;
   SelectionHook on_selection_;

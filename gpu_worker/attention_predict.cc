@@ -1,6 +1,5 @@
 // Attention: predictions of the next layer's rows, and how good they are.
 #include <algorithm>
-#include <iterator>
 
 #include "base/check.h"
 #include "gpu_worker/attention.h"
@@ -86,33 +85,38 @@ void Attention::Predict(uint32_t layer, std::span<const uint32_t> positions,
   });
 }
 
+// Of the first round of a layer only: that of a batch that fits the scratch is all of it.
 void Attention::KeepPrediction(uint32_t layer, std::span<const Selecting> round, size_t stride) {
-  for (size_t n = 0; n < round.size(); ++n) {
-    std::vector<uint32_t>& kept = kept_[layer % 2][round[n].index];
-    kept.clear();
-    for (uint32_t head = 0; head < config_.kv_heads; ++head) {
-      const uint32_t* list = scratch_.selection + (n * config_.kv_heads + head) * stride;
-      kept.insert(kept.end(), list, list + round[n].count);
-    }
-  }
+  Kept& kept = kept_[layer % 2];
+  if (kept.layer == layer) return;
+  kept.layer = layer;
+  kept.stride = stride;
+  kept.round.assign(round.begin(), round.end());
+  backend_.Copy(scratch_.kept + (layer % 2) * scratch_.selection_entries, scratch_.selection,
+                round.size() * config_.kv_heads * stride * sizeof(uint32_t));
 }
 
 // How many of the predicted rows are in the true selection, which lies in scratch.selection.
 void Attention::JudgePrediction(uint32_t layer, std::span<const Selecting> round, size_t stride) {
+  const Kept& kept = kept_[layer % 2];
+  if (kept.layer != layer) return;
+  std::vector<OverlapArgs::Item> items;
   for (size_t n = 0; n < round.size(); ++n) {
-    const uint32_t index = round[n].index;
-    if (!options_.fetcher || !options_.fetcher->predicted(layer, index)) continue;
-    const std::vector<uint32_t>& kept = kept_[layer % 2][index];
-    const size_t predicted = kept.size() / config_.kv_heads;
-    counts_[layer].predicted += kept.size();
-    for (uint32_t head = 0; head < config_.kv_heads; ++head) {
-      const uint32_t* truth = scratch_.selection + (n * config_.kv_heads + head) * stride;
-      std::vector<uint32_t> both;
-      std::set_intersection(truth, truth + round[n].count, kept.begin() + head * predicted,
-                            kept.begin() + (head + 1) * predicted, std::back_inserter(both));
-      counts_[layer].predicted_selected += both.size();
-    }
+    const auto found = std::ranges::find(kept.round, round[n].index, &Selecting::index);
+    if (found == kept.round.end()) continue;
+    const size_t place = static_cast<size_t>(found - kept.round.begin());
+    const size_t common = judged_.size() * config_.kv_heads;
+    items.push_back({.a = scratch_.selection + n * config_.kv_heads * stride,
+                     .b = scratch_.kept + (layer % 2) * scratch_.selection_entries +
+                          place * config_.kv_heads * kept.stride,
+                     .a_stride = stride,
+                     .b_stride = kept.stride,
+                     .a_count = round[n].count,
+                     .b_count = found->count,
+                     .common = scratch_.common + common});
+    judged_.push_back({layer, uint64_t{found->count} * config_.kv_heads, common});
   }
+  if (!items.empty()) backend_.Overlap({.kv_heads = config_.kv_heads, .items = items});
 }
 
 }  // namespace sparsekv

@@ -1,8 +1,13 @@
 #include "gpu_worker/device.h"
 
 #include <filesystem>
+#include <numeric>
 
+#include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "gpu_worker/device_weights.h"
+#include "gpu_worker/host_row_fetcher.h"
+#include "gpu_worker/lane_row_fetcher.h"
 
 namespace sparsekv {
 
@@ -34,32 +39,88 @@ RowLayout ModelFiles::Layout(uint32_t blocks) const {
           .blocks = blocks};
 }
 
+absl::StatusOr<std::unique_ptr<SharedRows>> SharedRows::Make(Backend* backend, std::byte* rows,
+                                                             size_t bytes) {
+  std::string why;
+  if (backend->Share(rows, bytes, &why)) {
+    return std::unique_ptr<SharedRows>(new SharedRows(backend, rows, bytes));
+  }
+  return absl::FailedPreconditionError(
+      absl::StrCat("segment: the device cannot read its ", bytes, " bytes: ", why));
+}
+
+BackendKind BackendFor(std::string_view name) {
+  if (name == "reference") return BackendKind::kReference;
+  if (name == "cuda") return BackendKind::kCuda;
+  return name == "auto" && WhyNoCuda().empty() ? BackendKind::kCuda : BackendKind::kCpu;
+}
+
+absl::Status Device::MakeBackend(const Options& options) {
+  switch (options.backend) {
+    case BackendKind::kReference:
+      backend = MakeReferenceBackend();
+      return absl::OkStatus();
+    case BackendKind::kCpu:
+      backend = MakeCpuBackend(options.threads);
+      return absl::OkStatus();
+    case BackendKind::kCuda:
+      break;
+  }
+  if (options.link.bytes_per_s > 0) {
+    return absl::InvalidArgumentError("--link: a CUDA device has a link of its own");
+  }
+  if (options.gather) {
+    return absl::InvalidArgumentError("--fetch: gather is not in this version of backend cuda");
+  }
+  std::string why;
+  backend = MakeCudaBackend({.device = options.device, .graphs = options.graphs}, &why);
+  if (!backend) return absl::FailedPreconditionError(why);
+  auto shared = SharedRows::Make(backend.get(), options.row_pool, options.row_layout.pool_bytes());
+  if (!shared.ok()) return shared.status();
+  shared_rows = *std::move(shared);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<Device> Device::Make(const ModelFiles& files, const Options& options) {
   Device device;
-  auto plan = MemoryPlan::Make(files.config, files.channel_config(),
-                               {.device_bytes = options.device_bytes,
-                                .max_batch = options.max_batch,
-                                .prefill_unit_tokens = options.prefill_unit_tokens,
-                                .rows = options.rows,
-                                .selection = options.selection,
-                                .row_blocks = options.row_blocks});
+  if (absl::Status status = device.MakeBackend(options); !status.ok()) return status;
+  Backend& backend = *device.backend;
+  const size_t device_bytes =
+      options.device_bytes ? options.device_bytes : backend.free_bytes() / 10 * 9;
+  auto plan = MemoryPlan::Make(
+      files.config, files.channel_config(),
+      {.device_bytes = device_bytes,
+       .max_batch = options.max_batch,
+       .prefill_unit_tokens = options.prefill_unit_tokens,
+       .rows = options.rows,
+       .host_memory = backend.host_memory(),
+       .weight_bytes = backend.host_memory() ? 0 : DeviceWeightBytes(*files.weights),
+       .selection = options.selection,
+       .row_blocks = options.row_blocks});
   if (!plan.ok()) return plan.status();
   device.plan = *plan;
-  device.backend = options.reference ? MakeReferenceBackend() : MakeCpuBackend(options.threads);
-  device.arena = std::make_unique<DeviceArena>(options.device_bytes);
-  auto scratch = Scratch::Take(files.config, plan->max_step_tokens, plan->max_batch,
-                               plan->selection_tokens, !options.rows.in_place, *device.arena);
+  device.arena = std::make_unique<DeviceArena>(device_bytes, &backend);
+  if (!backend.host_memory()) {
+    auto weights = CopyToDevice(*files.weights, &backend, device.arena.get());
+    if (!weights.ok()) return weights.status();
+    device.weights = *std::move(weights);
+  }
+  auto scratch =
+      Scratch::Take(files.config, plan->max_step_tokens, plan->max_batch, plan->selection_tokens,
+                    !options.rows.in_place, plan->prediction, *device.arena);
   if (!scratch.ok()) return scratch.status();
+  if (absl::Status status = device.MakeTables(files); !status.ok()) return status;
   if (absl::Status status = device.MakeRows(files, options); !status.ok()) return status;
   if (absl::Status status = device.MakeAttention(files, options, *scratch); !status.ok()) {
     return status;
   }
-  device.model = std::make_unique<Model>(Model::Options{.config = &files.config,
-                                                        .weights = files.weights.get(),
-                                                        .backend = device.backend.get(),
-                                                        .scratch = *scratch,
-                                                        .attention = device.attention.get(),
-                                                        .timeline = options.timeline});
+  device.model = std::make_unique<Model>(
+      Model::Options{.config = &files.config,
+                     .weights = device.weights ? device.weights.get() : files.weights.get(),
+                     .backend = device.backend.get(),
+                     .scratch = *scratch,
+                     .attention = device.attention.get(),
+                     .timeline = options.timeline});
   const size_t page_bytes = device.attention->label_layout().page_bytes();
   auto memory = device.arena->Take("labels", plan->label_pages * page_bytes);
   if (!memory.ok()) return memory.status();
@@ -67,11 +128,42 @@ absl::StatusOr<Device> Device::Make(const ModelFiles& files, const Options& opti
   return device;
 }
 
+// A table as the device reads it.
+absl::StatusOr<std::byte*> Device::TakeTable(const void* table, size_t bytes) {
+  auto memory = arena->Take("tables", bytes);
+  if (memory.ok()) backend->Upload(*memory, table, bytes);
+  return memory;
+}
+
+absl::Status Device::MakeTables(const ModelFiles& files) {
+  std::byte* memory = nullptr;
+  if (!backend->host_memory()) {
+    auto taken = arena->Take("tables", plan.max_batch * plan.table_bytes);
+    if (!taken.ok()) return taken.status();
+    memory = *taken;
+    if (plan.prompt_bytes > 0) {
+      auto prompt = arena->Take("prompt", plan.prompt_bytes);
+      if (!prompt.ok()) return prompt.status();
+      prompt_hidden = reinterpret_cast<float*>(*prompt);
+    }
+  }
+  tables = std::make_unique<DeviceTables>(backend.get(), memory, plan.table_bytes, plan.max_batch);
+  if (!files.channels) return absl::OkStatus();
+  const std::vector<uint16_t>& channels = files.channels->channel_ids;
+  channel_table_ = channels.data();
+  if (backend->host_memory()) return absl::OkStatus();
+  auto table = TakeTable(channels.data(), channels.size() * sizeof(uint16_t));
+  if (!table.ok()) return table.status();
+  channel_table_ = reinterpret_cast<const uint16_t*>(*table);
+  return absl::OkStatus();
+}
+
 absl::Status Device::MakeRows(const ModelFiles& files, const Options& options) {
   if (options.rows.in_place) return absl::OkStatus();
   RowLayout layout = files.Layout(plan.row_blocks);
   layout.layers = 1;
-  DeviceRows::Options rows_options{.layers = files.config.layers,
+  DeviceRows::Options rows_options{.backend = backend.get(),
+                                   .layers = files.config.layers,
                                    .layout = layout,
                                    .map_page_count = plan.map_pages,
                                    .hot_rows = options.rows.hot_rows};
@@ -81,6 +173,9 @@ absl::Status Device::MakeRows(const ModelFiles& files, const Options& options) {
   auto meta = arena->Take("maps", plan.row_blocks * DeviceRows::MetaBytes(layout));
   if (!meta.ok()) return meta.status();
   rows_options.meta = reinterpret_cast<SlotMeta*>(*meta);
+  auto empty = arena->Take("tables", DeviceRows::MetaBytes(layout));
+  if (!empty.ok()) return empty.status();
+  rows_options.empty_meta = reinterpret_cast<SlotMeta*>(*empty);
   const uint32_t sets = options.rows.hot_rows ? files.config.layers : 2;
   auto maps =
       arena->Take("maps", plan.map_pages * MapLayout{sets, files.config.kv_heads}.page_bytes());
@@ -104,24 +199,49 @@ absl::Status Device::MakeRows(const ModelFiles& files, const Options& options) {
     auto memory = arena->Take("prediction", QueryPredictor::Bytes(files.config, *files.channels));
     if (!memory.ok()) return memory.status();
     predictor = std::make_unique<QueryPredictor>(files.config, *files.channels, *files.weights,
-                                                 backend.get(), *memory);
+                                                 weights ? *weights : *files.weights, backend.get(),
+                                                 *memory);
+  }
+  return MakeFetcher(files, options);
+}
+
+absl::Status Device::MakeFetcher(const ModelFiles& files, const Options& options) {
+  std::byte* lists = nullptr;
+  if (files.channels) {
+    auto taken = arena->Take("selection", plan.set_slots * ListBytesPerSlot(files.config.kv_heads));
+    if (!taken.ok()) return taken.status();
+    lists = *taken;
+  }
+  if (!backend->host_memory()) {
+    auto journal = arena->Take(
+        "selection",
+        LaneRowFetcher::JournalBytes(files.config.layers, plan.max_batch, files.config.kv_heads));
+    if (!journal.ok()) return journal.status();
+    fetcher =
+        std::make_unique<LaneRowFetcher>(LaneRowFetcher::Options{.host_layout = options.row_layout,
+                                                                 .host_pool = options.row_pool,
+                                                                 .backend = backend.get(),
+                                                                 .layers = files.config.layers,
+                                                                 .lists = lists,
+                                                                 .set_slots = plan.set_slots,
+                                                                 .journal = *journal,
+                                                                 .max_batch = plan.max_batch});
+    return absl::OkStatus();
+  }
+  if (plan.prediction) {
     prefetcher = std::make_unique<Prefetcher>(Prefetcher::Options{
         .link = link.get(), .gather = options.gather, .timeline = options.timeline});
   }
-  RowFetcher::Options fetcher_options{.host_layout = options.row_layout,
-                                      .host_pool = options.row_pool,
-                                      .backend = backend.get(),
-                                      .prefetcher = prefetcher.get(),
-                                      .link = link.get(),
-                                      .timeline = options.timeline,
-                                      .set_slots = plan.set_slots,
-                                      .max_batch = plan.max_batch};
-  if (files.channels) {
-    auto lists = arena->Take("selection", plan.set_slots * ListBytesPerSlot(layout.kv_heads));
-    if (!lists.ok()) return lists.status();
-    fetcher_options.lists = *lists;
-  }
-  fetcher = std::make_unique<RowFetcher>(fetcher_options);
+  fetcher =
+      std::make_unique<HostRowFetcher>(HostRowFetcher::Options{.host_layout = options.row_layout,
+                                                               .host_pool = options.row_pool,
+                                                               .backend = backend.get(),
+                                                               .prefetcher = prefetcher.get(),
+                                                               .link = link.get(),
+                                                               .timeline = options.timeline,
+                                                               .lists = lists,
+                                                               .set_slots = plan.set_slots,
+                                                               .max_batch = plan.max_batch});
   return absl::OkStatus();
 }
 
@@ -129,6 +249,7 @@ absl::Status Device::MakeAttention(const ModelFiles& files, const Options& optio
                                    const Scratch& scratch) {
   Attention::Options attention_options{.config = &files.config,
                                        .channels = files.channel_config(),
+                                       .channel_table = channel_table_,
                                        .backend = backend.get(),
                                        .scratch = scratch,
                                        .row_layout = options.row_layout,
@@ -142,6 +263,11 @@ absl::Status Device::MakeAttention(const ModelFiles& files, const Options& optio
     auto prefill = arena->Take("prefill", attention_options.prefill_layout.pool_bytes());
     if (!prefill.ok()) return prefill.status();
     attention_options.prefill = *prefill;
+    std::vector<uint32_t> blocks(attention_options.prefill_layout.blocks);
+    std::iota(blocks.begin(), blocks.end(), 0u);
+    auto table = TakeTable(blocks.data(), blocks.size() * sizeof(uint32_t));
+    if (!table.ok()) return table.status();
+    attention_options.prefill_blocks = reinterpret_cast<const uint32_t*>(*table);
   }
   attention = std::make_unique<Attention>(attention_options);
   return absl::OkStatus();

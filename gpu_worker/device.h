@@ -10,6 +10,7 @@
 #include "gpu_worker/checkpoint/model_config.h"
 #include "gpu_worker/checkpoint/weights.h"
 #include "gpu_worker/device_arena.h"
+#include "gpu_worker/device_tables.h"
 #include "gpu_worker/memory_plan.h"
 #include "gpu_worker/model.h"
 #include "gpu_worker/page_pool.h"
@@ -36,15 +37,39 @@ struct ModelFiles {
   RowLayout Layout(uint32_t blocks) const;
 };
 
+// The segment's rows, where the device may read and write them as long as this lives.
+class SharedRows {
+ public:
+  static absl::StatusOr<std::unique_ptr<SharedRows>> Make(Backend* backend, std::byte* rows,
+                                                          size_t bytes);
+  ~SharedRows() { backend_->Unshare(rows_, bytes_); }
+  SharedRows(const SharedRows&) = delete;
+  SharedRows& operator=(const SharedRows&) = delete;
+
+ private:
+  SharedRows(Backend* backend, std::byte* rows, size_t bytes)
+      : backend_(backend), rows_(rows), bytes_(bytes) {}
+
+  Backend* backend_;
+  std::byte* rows_;
+  size_t bytes_;
+};
+
+enum class BackendKind : uint8_t { kCpu, kReference, kCuda };
+// "cpu", "cuda", "reference"; "auto": cuda where a device can run it, else cpu.
+BackendKind BackendFor(std::string_view name);
+
 // Everything that one device holds: backend, memory, rows, labels, model. Built once at start;
 // belongs to the device thread. The model files, the row pool and the store's client outlive it.
 struct Device {
   struct Options {
-    size_t device_bytes = 0;
+    size_t device_bytes = 0;  // kCuda: 0 = 90 % of what is free
     uint32_t max_batch = 0;
     uint32_t prefill_unit_tokens = 0;
-    unsigned threads = 0;    // of the cpu backend, 0 = every core
-    bool reference = false;  // the reference backend (tests)
+    unsigned threads = 0;  // of the cpu backend, 0 = every core
+    BackendKind backend = BackendKind::kCpu;
+    int device = 0;      // kCuda: which
+    bool graphs = true;  // kCuda: decode steps are kept as graphs
     RowLayout row_layout;
     std::byte* row_pool = nullptr;
     RowMode rows;
@@ -64,8 +89,12 @@ struct Device {
   std::vector<MemoryUse> Memory() const;
 
   std::unique_ptr<Backend> backend;
+  std::unique_ptr<SharedRows> shared_rows;  // null where the device's memory is the host's
   std::unique_ptr<DeviceArena> arena;
+  std::unique_ptr<Weights> weights;  // the device's own copy; null: the files' serve
+  std::unique_ptr<DeviceTables> tables;
   MemoryPlan plan;
+  float* prompt_hidden = nullptr;             // LayerwisePrefill's; null: it finds its own
   std::unique_ptr<PagePool> labels;           // of 0 pages without a channel config
   std::unique_ptr<DeviceRows> rows;           // null in place; so the next four
   std::unique_ptr<SimulatedLink> link;        // null: none is simulated
@@ -76,9 +105,15 @@ struct Device {
   std::unique_ptr<Prefetcher> prefetcher;  // last: its thread writes into the rest
 
  private:
+  absl::Status MakeBackend(const Options& options);
+  absl::Status MakeTables(const ModelFiles& files);
   absl::Status MakeRows(const ModelFiles& files, const Options& options);
   absl::Status MakeAttention(const ModelFiles& files, const Options& options,
                              const Scratch& scratch);
+  absl::Status MakeFetcher(const ModelFiles& files, const Options& options);
+  absl::StatusOr<std::byte*> TakeTable(const void* table, size_t bytes);
+
+  const uint16_t* channel_table_ = nullptr;
 };
 
 }  // namespace sparsekv

@@ -8,26 +8,29 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/backend.h"
 
 namespace sparsekv {
 
-// The device's memory for everything but weights: taken once at start, never afterwards, and never
-// more than the budget. On the cpu backend it is ordinary memory that is accounted like a device's,
-// so that what fits and what does not is the same question on both. Owned by the device thread.
+// The device's memory: taken once at start, never afterwards, and never more than the budget. On
+// the cpu backend it is ordinary memory that is accounted like a device's, so that what fits and
+// what does not is the same question on both (and weights stay outside, in their mapped files).
+// Owned by the device thread; the backend outlives it.
 class DeviceArena {
  public:
-  explicit DeviceArena(size_t budget_bytes) : budget_bytes_(budget_bytes) {}
+  DeviceArena(size_t budget_bytes, Backend* backend)
+      : budget_bytes_(budget_bytes), backend_(backend) {}
   ~DeviceArena();
   DeviceArena(const DeviceArena&) = delete;
   DeviceArena& operator=(const DeviceArena&) = delete;
 
-  // Zeroed memory aligned to 64 bytes that lives as long as the arena. `kind` names it in the plan
+  // Zeroed memory aligned to 256 bytes that lives as long as the arena. `kind` names it in the plan
   // and in the metrics ("labels", "activations", ...). RESOURCE_EXHAUSTED names the kind, what it
   // needs and what is left.
   absl::StatusOr<std::byte*> Take(const std::string& kind, size_t bytes);
 
   // What Take takes of the budget.
-  static size_t Padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
+  static size_t Padded(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
   size_t budget_bytes() const { return budget_bytes_; }
   size_t used_bytes() const { return used_bytes_; }
@@ -36,6 +39,7 @@ class DeviceArena {
 
  private:
   size_t budget_bytes_;
+  Backend* backend_;
   size_t used_bytes_ = 0;
   std::map<std::string, size_t> bytes_by_kind_;
   std::vector<std::byte*> allocations_;

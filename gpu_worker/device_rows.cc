@@ -1,7 +1,6 @@
 #include "gpu_worker/device_rows.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "base/check.h"
 
@@ -28,14 +27,20 @@ size_t RowSets::bytes() const {
 
 RowTable RowSets::Rows(uint32_t layer) const {
   const uint32_t set = layer % sets;
-  return {device->options_.rows, blocks.data() + size_t{set} * Pages(slots), &device->layout()};
+  return {device->options_.rows, block_table + size_t{set} * Pages(slots), &device->layout()};
+}
+
+std::byte* RowSets::ResidentBlock(uint32_t layer, uint32_t block) const {
+  const size_t set = layer % sets;
+  return device->options_.rows +
+         blocks[set * Pages(slots) + block] * device->layout().block_stride();
 }
 
 SlotTable RowSets::Slots(uint32_t layer) const {
   return {.rows = Rows(layer),
           .slots = slots,
           .meta = device->options_.meta,
-          .map_pages = map_pages.data(),
+          .map_pages = map_table,
           .map_layout = &device->map_layout(),
           .set = layer % sets};
 }
@@ -47,6 +52,8 @@ DeviceRows::DeviceRows(const Options& options)
       maps_(map_layout_.page_bytes(), options.map_pages, options.map_page_count) {
   CHECK_EQ(options.layout.layers, 1u);
   for (uint32_t block = options.layout.blocks; block-- > 0;) free_.push_back(block);
+  const std::vector<SlotMeta> empty(size_t{options.layout.kv_heads} * kBlockTokens);
+  options.backend->Upload(options.empty_meta, empty.data(), empty.size() * sizeof(SlotMeta));
   drifts_.resize(options.drift ? options.max_sequences : 0);
   for (size_t i = 0; i < drifts_.size(); ++i) {
     drifts_[i].values = options.drift + i * options.drift_values;
@@ -62,13 +69,13 @@ DeviceRows::Need DeviceRows::NeedOf(uint32_t layers, uint32_t hot_rows, RowPlace
           Pages(std::max(std::min(hot_rows, tokens), selection)) * kBlockTokens};
 }
 
-bool DeviceRows::Take(RowPlacement placement, uint32_t tokens, uint32_t selection, RowSets* sets) {
+bool DeviceRows::Take(RowPlacement placement, uint32_t tokens, uint32_t selection,
+                      TableSpace* tables, RowSets* sets) {
   const Need need = NeedOf(options_.layers, options_.hot_rows, placement, tokens, selection);
   const uint32_t count = need.blocks();
   if (count > free_.size()) return false;
   const bool mapped = placement == RowPlacement::kOffload && selection > 0;
   if (mapped && !maps_.Take(Pages(tokens), sets->map_pages)) return false;
-  for (std::byte* page : sets->map_pages) std::memset(page, 0xFF, maps_.page_bytes());
   sets->device = this;
   sets->placement = placement;
   sets->sets = need.sets;
@@ -79,14 +86,30 @@ bool DeviceRows::Take(RowPlacement placement, uint32_t tokens, uint32_t selectio
     CHECK(!free_drifts_.empty());
     sets->drift = free_drifts_.back();
     free_drifts_.pop_back();
-    std::fill_n(sets->drift->values, options_.drift_values, 0.0f);
     sets->drift->steps = 0;
   }
-  const size_t metas = size_t{layout().kv_heads} * kBlockTokens;
-  for (uint32_t block : sets->blocks) {
-    std::fill_n(options_.meta + block * metas, metas, SlotMeta{});
-  }
+  sets->block_table = tables->Put(sets->blocks);
+  sets->map_table = tables->Put(sets->map_pages);
+  Clear(*sets);
   return true;
+}
+
+// No token is in any slot, and nothing is known of its inputs.
+void DeviceRows::Clear(const RowSets& sets) {
+  Backend& backend = *options_.backend;
+  backend.BeginStep(StepKind::kPrompt);
+  for (std::byte* page : sets.map_pages) backend.Fill(page, 0xFF, maps_.page_bytes());
+  if (sets.drift) {
+    backend.Fill(sets.drift->values, 0, options_.drift_values * sizeof(float));
+  }
+  const size_t metas = size_t{layout().kv_heads} * kBlockTokens;
+  // Only slots have any; what resident rows are is told by their place.
+  if (!sets.map_pages.empty()) {
+    for (uint32_t block : sets.blocks) {
+      backend.Copy(options_.meta + block * metas, options_.empty_meta, metas * sizeof(SlotMeta));
+    }
+  }
+  backend.EndStep();
 }
 
 void DeviceRows::Return(RowSets* sets) {

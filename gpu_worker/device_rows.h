@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/slots.h"
+#include "gpu_worker/device_tables.h"
 #include "gpu_worker/page_pool.h"
 #include "kernels/hot_rows.h"
 
@@ -32,12 +33,16 @@ struct RowSets {
   std::vector<uint32_t> blocks;       // [sets][slots / kBlockTokens]
   std::vector<std::byte*> map_pages;  // offloaded only
   LayerDrift* drift = nullptr;        // where predictions are made; the device's
+  // The two vectors as operations read them.
+  const uint32_t* block_table = nullptr;
+  std::byte* const* map_table = nullptr;
 
   bool resident() const { return placement == RowPlacement::kResident; }
   // Whether layers share sets: then a set is empty when its layer comes.
   bool shared() const;
   size_t bytes() const;  // of the device: rows, slots, maps
   RowTable Rows(uint32_t layer) const;
+  std::byte* ResidentBlock(uint32_t layer, uint32_t block) const;  // of 64 tokens, all KV heads
   SlotTable Slots(uint32_t layer) const;
 };
 
@@ -46,10 +51,13 @@ struct RowSets {
 class DeviceRows {
  public:
   struct Options {
+    Backend* backend = nullptr;
     uint32_t layers = 0;
     RowLayout layout;           // of the device's blocks: one layer
     std::byte* rows = nullptr;  // layout.pool_bytes()
     SlotMeta* meta = nullptr;   // [layout.blocks][kv_heads][kBlockTokens]
+    SlotMeta* empty_meta =
+        nullptr;  // of one block: no token in any slot; the constructor writes it
     std::byte* map_pages = nullptr;
     uint32_t map_page_count = 0;
     float* drift = nullptr;   // [max_sequences, layers, hidden_size]; null: no predictions
@@ -65,7 +73,8 @@ class DeviceRows {
 
   // Memory for a sequence of up to `tokens` tokens whose selections have up to `selection` rows (0
   // = it never selects); all or nothing. False: too little is free.
-  bool Take(RowPlacement placement, uint32_t tokens, uint32_t selection, RowSets* sets);
+  bool Take(RowPlacement placement, uint32_t tokens, uint32_t selection, TableSpace* tables,
+            RowSets* sets);
   void Return(RowSets* sets);
 
   // What Take takes: pure, and what the coordinator counts with (WorkerHello).
@@ -90,6 +99,8 @@ class DeviceRows {
 
  private:
   friend struct RowSets;
+
+  void Clear(const RowSets& sets);
 
   const Options options_;
   const MapLayout map_layout_;

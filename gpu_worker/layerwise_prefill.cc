@@ -6,11 +6,13 @@
 
 namespace sparsekv {
 
-LayerwisePrefill::LayerwisePrefill(Model* model, uint32_t prompt_tokens, uint32_t chunk_tokens)
+LayerwisePrefill::LayerwisePrefill(Model* model, uint32_t prompt_tokens, uint32_t chunk_tokens,
+                                   float* hidden)
     : model_(model),
       tokens_(prompt_tokens),
       chunk_(chunk_tokens),
-      hidden_(size_t{prompt_tokens} * model->config().hidden_size) {
+      own_(hidden ? 0 : size_t{prompt_tokens} * model->config().hidden_size),
+      hidden_(hidden ? hidden : own_.data()) {
   CHECK_EQ(chunk_tokens % kPrefillAlign, 0u);
 }
 
@@ -28,8 +30,7 @@ uint64_t LayerwisePrefill::Run(const StepItem& prompt, uint64_t token_layers) {
     StepItem chunk = prompt;
     chunk.ids = prompt.ids.subspan(position_, count);
     chunk.position = position_;
-    model_->ForwardLayer(layer_, chunk,
-                         hidden_.data() + size_t{position_} * model_->config().hidden_size);
+    model_->ForwardLayer(layer_, chunk, hidden_ + size_t{position_} * model_->config().hidden_size);
     used += count;
     position_ += count;
     if (position_ == tokens_) {

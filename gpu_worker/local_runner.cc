@@ -26,11 +26,13 @@ absl::StatusOr<std::unique_ptr<LocalRunner>> LocalRunner::Make(const ModelFiles&
   const DeviceRows::Need need =
       DeviceRows::NeedOf(files.config.layers, options.rows.hot_rows, options.placement,
                          options.max_tokens, options.selection);
-  Device::Options device_options{.device_bytes = SIZE_MAX / 2,
+  const bool cuda = options.backend == BackendKind::kCuda;
+  Device::Options device_options{.device_bytes = cuda ? 0 : SIZE_MAX / 2,
                                  .max_batch = options.sequences,
                                  .prefill_unit_tokens = options.chunk_tokens,
                                  .threads = options.threads,
-                                 .reference = options.reference,
+                                 .backend = options.backend,
+                                 .graphs = options.graphs,
                                  .row_layout = runner->segment_->layout(),
                                  .row_pool = runner->segment_->rows(),
                                  .rows = options.rows,
@@ -55,10 +57,15 @@ absl::Status LocalRunner::AddSequences(const ModelFiles& files, const Options& o
     sequence.generations = grant->generations;
     sequence.rows =
         std::make_unique<SequenceRows>(segment_.get(), i + 1, grant->blocks, grant->generations);
-    if (files.channels)
+    sequence.tables = device_.tables->Take();
+    sequence.block_table = sequence.tables.Put(sequence.rows->blocks());
+    if (files.channels) {
       CHECK(device_.labels->Take(Pages(options.max_tokens), sequence.label_pages));
-    if (device_.rows && !device_.rows->Take(options.placement, options.max_tokens,
-                                            options.selection, &sequence.device)) {
+      sequence.label_table = sequence.tables.Put(sequence.label_pages);
+    }
+    if (device_.rows &&
+        !device_.rows->Take(options.placement, options.max_tokens, options.selection,
+                            &sequence.tables, &sequence.device)) {
       return absl::ResourceExhaustedError("device rows: too few");
     }
   }
@@ -79,8 +86,8 @@ StepItem LocalRunner::Item(const Step& step) {
   CHECK(status.ok());
   return {.ids = step.ids,
           .position = sequence.position,
-          .blocks = sequence.rows->blocks(),
-          .label_pages = sequence.label_pages.empty() ? nullptr : sequence.label_pages.data(),
+          .blocks = sequence.block_table,
+          .label_pages = sequence.label_table,
           .budget = step.budget,
           .device = device_.rows ? &sequence.device : nullptr,
           .owner = step.sequence + 1,
@@ -93,16 +100,48 @@ void LocalRunner::Forward(std::span<const uint32_t> ids, RowBudget budget) {
   ForwardBatch({&step, 1});
 }
 
-void LocalRunner::ForwardBatch(std::span<const Step> steps) {
+void LocalRunner::ForwardBatch(std::span<const Step> steps, bool draw) {
   std::vector<StepItem> items;
   for (const Step& step : steps) items.push_back(Item(step));
-  device_.model->Forward(items);
+  Run(items, draw);
   for (const Step& step : steps) {
     Sequence& sequence = sequences_[step.sequence];
     const auto count = static_cast<uint32_t>(step.ids.size());
     sequence.rows->Publish(sequence.position, count);
     sequence.position += count;
   }
+}
+
+void LocalRunner::Run(std::span<const StepItem> items, bool draw) {
+  decoded_ =
+      std::ranges::all_of(items, [](const StepItem& item) { return item.counts != nullptr; });
+  CHECK(decoded_ || !draw);
+  Model& model = *device_.model;
+  model.BeginStep(decoded_ ? StepKind::kDecode : StepKind::kPrompt);
+  model.Forward(items);
+  drawn_.assign(draw ? items.size() : 0, {});
+  if (draw) {
+    const uint32_t vocab = model.config().vocab_size;
+    const float* logits = model.Logits(0, static_cast<uint32_t>(items.size()));
+    std::vector<SampleArgs> args;
+    for (size_t i = 0; i < items.size(); ++i) {
+      args.push_back({.logits = logits + i * vocab, .vocab = vocab});
+    }
+    device_.backend->Sample(args, drawn_.data());
+  }
+  model.EndStep();
+}
+
+// A step of its own, of the kind that the pass was.
+const float* LocalRunner::Logits(uint32_t i) {
+  Model& model = *device_.model;
+  if (device_.backend->host_memory()) return model.Logits(i, 1);
+  const size_t vocab = model.config().vocab_size;
+  logits_.resize(vocab);
+  device_.backend->BeginStep(decoded_ ? StepKind::kDecode : StepKind::kPrompt);
+  device_.backend->Fetch(logits_.data(), model.Logits(i, 1), vocab * sizeof(float));
+  device_.backend->EndStep();
+  return logits_.data();
 }
 
 const float* LocalRunner::Prefill(uint32_t index, std::span<const uint32_t> ids) {
@@ -122,8 +161,14 @@ const float* LocalRunner::Prefill(uint32_t index, std::span<const uint32_t> ids)
   StepItem item = Item({index, ids, RowBudget{}});
   item.counts = nullptr;
   item.prefill_block = 0;
-  LayerwisePrefill prefill(device_.model.get(), tokens, options_.chunk_tokens);
-  while (!prefill.done()) prefill.Run(item, options_.chunk_tokens);
+  LayerwisePrefill prefill(device_.model.get(), tokens, options_.chunk_tokens,
+                           device_.prompt_hidden);
+  decoded_ = false;
+  while (!prefill.done()) {
+    device_.model->BeginStep(StepKind::kPrompt);
+    prefill.Run(item, options_.chunk_tokens);
+    device_.model->EndStep();
+  }
   sequence.rows->Publish(0, tokens);
   sequence.position = tokens;
   return Logits(prefill.last_token());
@@ -138,16 +183,19 @@ void LocalRunner::CopyFrom(const LocalRunner& other) {
     CHECK_EQ(to.generations.size(), from.generations.size());
     CHECK(to.rows->Prepare(0, from.position).ok());
     const size_t page_bytes = device_.labels->page_bytes();
+    std::vector<std::byte> page_copy(page_bytes);
     for (size_t page = 0; page < to.label_pages.size(); ++page) {
-      std::memcpy(to.label_pages[page], from.label_pages[page], page_bytes);
+      other.device_.backend->Download(page_copy.data(), from.label_pages[page], page_bytes);
+      device_.backend->Upload(to.label_pages[page], page_copy.data(), page_bytes);
     }
+    const size_t block_bytes = segment_->layout().block_stride();
     for (uint32_t layer = 0; layer < layers; ++layer) {
       const RowTable source = other.HostRows(layer, i), target = HostRows(layer, i);
       for (uint32_t token = 0; token < from.position; token += kBlockTokens) {
-        std::memcpy(target.Row(0, token), source.Row(0, token), segment_->layout().block_stride());
+        std::memcpy(target.Row(0, token), source.Row(0, token), block_bytes);
         if (!to.device.device || !to.device.resident()) continue;
-        std::memcpy(to.device.Rows(layer).Row(0, token), source.Row(0, token),
-                    segment_->layout().block_stride());
+        device_.backend->Upload(to.device.ResidentBlock(layer, token / kBlockTokens),
+                                source.Row(0, token), block_bytes);
       }
     }
     to.rows->Publish(0, from.position);
@@ -164,8 +212,8 @@ void LocalRunner::Seek(uint32_t sequence, uint32_t position) {
 
 RowTable LocalRunner::HostRows(uint32_t layer, uint32_t sequence) const {
   const RowLayout& layout = segment_->layout();
-  return {segment_->rows() + layer * layout.layer_stride(), sequences_[sequence].rows->blocks(),
-          &layout};
+  return {segment_->rows() + layer * layout.layer_stride(),
+          sequences_[sequence].rows->blocks().data(), &layout};
 }
 
 LabelTable LocalRunner::Labels(uint32_t layer, uint32_t sequence) const {

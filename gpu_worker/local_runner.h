@@ -22,7 +22,8 @@ class LocalRunner {
     uint32_t sequences = 1;
     uint32_t chunk_tokens = 512;
     unsigned threads = 0;
-    bool reference = false;
+    BackendKind backend = BackendKind::kCpu;
+    bool graphs = true;  // of a CUDA device
     // How rows are dealt with; with `rows.in_place` the rest says nothing.
     RowMode rows;
     RowPlacement placement = RowPlacement::kOffload;
@@ -46,8 +47,10 @@ class LocalRunner {
     std::span<const uint32_t> ids;
     RowBudget budget;
   };
-  // The same for some sequences in one pass, each at most once.
-  void ForwardBatch(std::span<const Step> steps);
+  // The same for some sequences in one pass, each at most once. `draw`: every step is one token,
+  // and the one with the highest logit after it is in drawn().
+  void ForwardBatch(std::span<const Step> steps, bool draw = false);
+  const std::vector<SampledToken>& drawn() const { return drawn_; }  // [steps]
   // A whole prompt, from position 0, the way the placement asks for; leaves the logits of its last
   // token.
   const float* Prefill(uint32_t sequence, std::span<const uint32_t> ids);
@@ -58,7 +61,7 @@ class LocalRunner {
   void Seek(uint32_t sequence, uint32_t position);
 
   // Logits of the last pass's token i, [vocab_size], valid until the next call.
-  const float* Logits(uint32_t i) { return device_.model->Logits(i, 1); }
+  const float* Logits(uint32_t i);
 
   void Reset() { sequences_[0].position = 0; }
   uint32_t position(uint32_t sequence = 0) const { return sequences_[sequence].position; }
@@ -75,19 +78,27 @@ class LocalRunner {
     uint32_t position = 0;
     std::vector<uint32_t> generations;
     std::unique_ptr<SequenceRows> rows;
+    TableSpace tables;
     std::vector<std::byte*> label_pages;
     RowSets device;
+    const uint32_t* block_table = nullptr;
+    std::byte* const* label_table = nullptr;
     RowCounts counts;
   };
 
   LocalRunner() = default;
   absl::Status AddSequences(const ModelFiles& files, const Options& options);
   StepItem Item(const Step& step);
+  // Runs one pass as a step.
+  void Run(std::span<const StepItem> items, bool draw);
 
   Options options_;
   std::unique_ptr<kv_store::SegmentClient> segment_;
   Device device_;
   std::vector<Sequence> sequences_;
+  bool decoded_ = false;  // the last pass was a decode step
+  std::vector<SampledToken> drawn_;
+  std::vector<float> logits_;  // fetched by Logits
 };
 
 }  // namespace sparsekv

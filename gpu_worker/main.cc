@@ -5,7 +5,9 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <cstdio>
 #include <filesystem>
+#include <string_view>
 #include <thread>
 
 #include "base/ids.h"
@@ -27,6 +29,9 @@ struct Options {
   uint64_t device_bytes = 0;
   uint32_t max_batch = 0;
   unsigned threads = 0;
+  std::string backend = "cpu";
+  int device = 0;
+  bool graphs = true;
   RowMode rows;
   std::string link = "off";
   std::string fetch = "direct";
@@ -121,8 +126,11 @@ absl::Status RunWorker(const Options& options) {
   auto device =
       Device::Make(*files, {.device_bytes = options.device_bytes,
                             .max_batch = options.max_batch,
-                            .prefill_unit_tokens = kPrefillUnitTokens,
+                            .prefill_unit_tokens = PrefillUnitTokens(options.backend == "cuda"),
                             .threads = options.threads,
+                            .backend = BackendFor(options.backend),
+                            .device = options.device,
+                            .graphs = options.graphs,
                             .row_layout = (*segment)->layout(),
                             .row_pool = (*segment)->rows(),
                             .rows = options.rows,
@@ -154,6 +162,14 @@ absl::Status RunWorker(const Options& options) {
   return status;
 }
 
+// For the parent, which must not touch CUDA itself (cli/device_probe.h).
+int Probe() {
+  const std::vector<size_t> free = CudaFreeBytes();
+  for (size_t bytes : free) std::printf("device %zu\n", bytes);
+  if (free.empty()) std::printf("none %s\n", WhyNoCuda().c_str());
+  return 0;
+}
+
 int Main(int argc, char** argv) {
   Options options;
   int parent = 0;
@@ -168,6 +184,9 @@ int Main(int argc, char** argv) {
       ->default_val(kMaxBatch)
       ->check(CLI::Range(1u, kMaxBatch));
   app.add_option("--threads", options.threads, "0 = every core");
+  app.add_option("--backend", options.backend)->check(CLI::IsMember({"cpu", "cuda"}));
+  app.add_option("--device", options.device, "which CUDA device")->check(CLI::Range(0, 63));
+  app.add_flag("!--no-graphs", options.graphs, "launch every kernel of a step by itself");
   app.add_option(
       "--channels", options.channels_file,
       "channel config; default MODEL/channels.json where it exists; none = no selection");
@@ -182,6 +201,7 @@ int Main(int argc, char** argv) {
       ->check(CLI::IsMember({"direct", "gather"}));
   app.add_option("--link", options.link, "simulated link to the device: BYTES_PER_S,LATENCY_S");
   app.add_option("--parent-pid", parent, "exit when this process is gone");
+  if (argc == 2 && std::string_view(argv[1]) == "--probe") return Probe();
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

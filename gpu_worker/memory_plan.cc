@@ -6,6 +6,7 @@
 #include "base/limits.h"
 #include "gpu_worker/device_arena.h"
 #include "gpu_worker/device_rows.h"
+#include "gpu_worker/lane_row_fetcher.h"
 #include "gpu_worker/query_predictor.h"
 #include "gpu_worker/row_fetcher.h"
 #include "gpu_worker/scratch.h"
@@ -57,12 +58,50 @@ Unit UnitOf(const ModelConfig& config, const ChannelConfig* channels,
   return unit;
 }
 
+size_t EmptyMetaBytes(const ModelConfig& config) {
+  return DeviceRows::MetaBytes({.kv_heads = config.kv_heads});
+}
+
+// What is elsewhere where the device reads the host's memory.
+void AddDeviceOnly(const ModelConfig& config, const ChannelConfig* channels,
+                   const MemoryPlan::Request& request, MemoryPlan* plan) {
+  const size_t pages = Pages(config.max_context);
+  const size_t page_entries = sizeof(uint32_t) + 2 * sizeof(std::byte*);
+  plan->bytes_by_kind["weights"] = request.weight_bytes;
+  // Blocks and pages of the sequence, the blocks of its row sets, and what aligning them takes.
+  plan->table_bytes = Padded(pages * (page_entries + config.layers * sizeof(uint32_t)) + 64);
+  plan->bytes_by_kind["tables"] += Padded(request.max_batch * plan->table_bytes);
+  if (channels) {
+    plan->bytes_by_kind["tables"] +=
+        Padded(channels->channels * config.kv_heads * config.layers * sizeof(uint16_t));
+  }
+  if (request.rows.in_place) return;
+  plan->prompt_bytes = size_t{config.max_context} * config.hidden_size * sizeof(float);
+  plan->bytes_by_kind["prompt"] = Padded(plan->prompt_bytes);
+  plan->bytes_by_kind["selection"] +=
+      Padded(LaneRowFetcher::JournalBytes(config.layers, request.max_batch, config.kv_heads));
+}
+
+// Selections of a long batch are made in rounds, so their scratch need not grow with the batch; but
+// a device of its own does better with all of it at once.
+uint32_t SelectionTokens(const ModelConfig& config, const MemoryPlan::Request& request) {
+  if (request.host_memory) return config.max_context;
+  const size_t entry = 4 * sizeof(float) + sizeof(RowMove) + 2 * sizeof(uint32_t);
+  const size_t fit = request.device_bytes / 32 / (entry * config.kv_heads);
+  return static_cast<uint32_t>(
+      std::clamp<size_t>(fit, config.max_context, size_t{config.max_context} * request.max_batch));
+}
+
 // Everything but labels, maps and rows.
 void AddFixed(const ModelConfig& config, const ChannelConfig* channels,
               const MemoryPlan::Request& request, MemoryPlan* plan) {
+  const bool on_device = !request.rows.in_place;
+  plan->prediction = on_device && request.rows.predict && channels != nullptr;
   plan->bytes_by_kind = Scratch::Bytes(config, plan->max_step_tokens, plan->max_batch,
-                                       plan->selection_tokens, !request.rows.in_place);
-  if (request.rows.in_place) return;
+                                       plan->selection_tokens, on_device, plan->prediction);
+  if (!request.host_memory) AddDeviceOnly(config, channels, request, plan);
+  if (!on_device) return;
+  plan->bytes_by_kind["tables"] += Padded(EmptyMetaBytes(config));
   const RowLayout layer{.layers = 1,
                         .kv_heads = config.kv_heads,
                         .head_dim = config.head_dim,
@@ -70,9 +109,9 @@ void AddFixed(const ModelConfig& config, const ChannelConfig* channels,
                         .blocks = Pages(config.max_context)};
   plan->prefill_tokens = layer.blocks * kBlockTokens;
   plan->bytes_by_kind["prefill"] = Padded(layer.pool_bytes());
-  plan->prediction = request.rows.predict && channels != nullptr;
+  plan->bytes_by_kind["tables"] += Padded(layer.blocks * sizeof(uint32_t));
   if (plan->prediction) {
-    plan->bytes_by_kind["prediction"] =
+    plan->bytes_by_kind["prediction"] +=
         Padded(QueryPredictor::Bytes(config, *channels)) +
         Padded(QueryPredictor::DriftBytes(config, request.max_batch));
   }
@@ -91,8 +130,7 @@ absl::StatusOr<MemoryPlan> MemoryPlan::Make(const ModelConfig& config,
   MemoryPlan plan;
   plan.max_batch = request.max_batch;
   plan.max_step_tokens = std::max(request.max_batch, request.prefill_unit_tokens);
-  // Selections of a long batch are made in rounds, so their scratch need not grow with the batch.
-  plan.selection_tokens = channels ? config.max_context : 0;
+  plan.selection_tokens = channels ? SelectionTokens(config, request) : 0;
   AddFixed(config, channels, request, &plan);
   const Unit unit = UnitOf(config, channels, request);
   const size_t fixed = plan.total_bytes() + 1024;  // and what padding of the rest may take

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "base/limits.h"
 #include "gpu_worker/channel_config.h"
 #include "gpu_worker/checkpoint/model_config.h"
 
@@ -18,15 +19,24 @@ struct RowMode {
   bool predict = false;   // predictions may be asked for
 };
 
+// Tokens of one pass through a prompt. A plan asks in units of a cpu's; a device of its own does
+// kDevicePrefillScale times as much in the time.
+inline constexpr uint32_t kDevicePrefillScale = 4;
+constexpr uint32_t PrefillUnitTokens(bool cuda) {
+  return kPrefillUnitTokens * (cuda ? kDevicePrefillScale : 1);
+}
+
 // How the device's memory is divided at start: a pure function of the model and the budget.
-// Activations come first; then labels and rows for as many sequences of the full context as fit;
-// what is left makes room for more rows.
+// Weights and activations come first; then labels and rows for as many sequences of the full
+// context as fit; what is left makes room for more rows.
 struct MemoryPlan {
   struct Request {
     size_t device_bytes = 0;
     uint32_t max_batch = 0;
     uint32_t prefill_unit_tokens = 0;
     RowMode rows;
+    bool host_memory = true;  // the device's memory is the host's: weights and tables stay there
+    size_t weight_bytes = 0;  // DeviceWeightBytes, else
     uint32_t selection = 0;   // rows of the largest selection to plan for; 0 = 1/16 of the context
     uint32_t row_blocks = 0;  // at most so many; 0 = as many as can be of use
   };
@@ -40,6 +50,8 @@ struct MemoryPlan {
   uint32_t prefill_tokens = 0;  // of one layer; 0 in place
   uint32_t set_slots = 0;       // slots that the sets of one layer can have together
   bool prediction = false;
+  size_t table_bytes = 0;   // of one sequence; 0 where tables stay where they are
+  size_t prompt_bytes = 0;  // the residual stream of a prompt that goes layer by layer; likewise
   // What each kind takes, padded as DeviceArena does.
   std::map<std::string, size_t> bytes_by_kind;
 

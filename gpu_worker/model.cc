@@ -33,12 +33,35 @@ void Model::BeginPass(std::span<const StepItem> items) {
   }
   tokens_ = static_cast<uint32_t>(ids_.size());
   CHECK_LE(tokens_, scratch_.max_tokens);
-  attention_->BeginStep(items, first_);
+  attention_->BeginPass(items, first_);
+}
+
+void Model::BeginStep(StepKind kind) {
+  compared_.clear();
+  backend_->BeginStep(kind);
+}
+
+void Model::EndStep() {
+  cosines_seen_.resize(compared_.size() * tokens_);
+  for (size_t i = 0; i < compared_.size(); ++i) {
+    backend_->Fetch(cosines_seen_.data() + i * tokens_,
+                    scratch_.cosines + compared_[i] * scratch_.max_logit_rows,
+                    tokens_ * sizeof(float));
+  }
+  attention_->FetchNotes();
+  backend_->EndStep();
+  for (size_t i = 0; i < compared_.size(); ++i) {
+    LayerCounts& counts = attention_->counts()[compared_[i]];
+    for (uint32_t t = 0; t < tokens_; ++t) counts.similarity_sum += cosines_seen_[i * tokens_ + t];
+    counts.similarity_count += tokens_;
+  }
+  attention_->EndStep();
 }
 
 void Model::Forward(std::span<const StepItem> items) {
   BeginPass(items);
-  backend_->Embed({.ids = ids_, .table = weights_->embed, .out = scratch_.hidden});
+  hidden_ = scratch_.hidden;
+  backend_->Embed({.ids = ids_, .table = weights_->embed, .out = hidden_});
   for (uint32_t layer = 0; layer < config_->layers; ++layer) {
     Layer(layer);
   }
@@ -46,14 +69,9 @@ void Model::Forward(std::span<const StepItem> items) {
 
 void Model::ForwardLayer(uint32_t layer, const StepItem& item, float* hidden) {
   BeginPass({&item, 1});
-  const size_t values = size_t{tokens_} * config_->hidden_size;
-  if (layer == 0) {
-    backend_->Embed({.ids = ids_, .table = weights_->embed, .out = scratch_.hidden});
-  } else {
-    std::copy_n(hidden, values, scratch_.hidden);
-  }
+  hidden_ = hidden;
+  if (layer == 0) backend_->Embed({.ids = ids_, .table = weights_->embed, .out = hidden_});
   Layer(layer);
-  std::copy_n(scratch_.hidden, values, hidden);
 }
 
 // hidden += Wo . attend(rope(Wq . norm(hidden)), rows)
@@ -65,7 +83,8 @@ void Model::Layer(uint32_t layer) {
   }
   if (measure_ || attention_->predicts()) {
     CHECK_LE(tokens_, scratch_.max_logit_rows);
-    std::copy_n(scratch_.hidden, size_t{tokens_} * config_->hidden_size, scratch_.previous);
+    backend_->Copy(scratch_.previous, hidden_,
+                   size_t{tokens_} * config_->hidden_size * sizeof(float));
   }
   Project(layer);
   if (observer_) observer_(layer, scratch_.q, scratch_.k, tokens_);
@@ -77,63 +96,58 @@ void Model::Layer(uint32_t layer) {
 void Model::Project(uint32_t layer) {
   Timeline::Span span(timeline_, "project", layer);
   const LayerWeights& w = weights_->layers[layer];
-  Norm(scratch_.hidden, tokens_, w.attention_norm, scratch_.normed);
-  Multiply(scratch_.normed, tokens_, w.wq, scratch_.q);
-  Multiply(scratch_.normed, tokens_, w.wk, scratch_.k);
-  Multiply(scratch_.normed, tokens_, w.wv, scratch_.v);
-  for (auto [x, heads] : {std::pair{scratch_.q, config_->heads}, {scratch_.k, config_->kv_heads}}) {
-    backend_->Rope({.x = x,
-                    .positions = positions_,
-                    .inverse_frequency = inverse_frequency_,
-                    .heads = heads,
-                    .head_dim = config_->head_dim});
-  }
+  const ProjectArgs::Output outputs[] = {
+      {w.wq, scratch_.q}, {w.wk, scratch_.k}, {w.wv, scratch_.v}};
+  backend_->Project({.x = hidden_,
+                     .tokens = tokens_,
+                     .norm = w.attention_norm,
+                     .epsilon = config_->rms_norm_eps,
+                     .normed = scratch_.normed,
+                     .outputs = outputs});
+  attention_->Append(layer, positions_, inverse_frequency_);
 }
 
 void Model::Mlp(uint32_t layer) {
   Timeline::Span span(timeline_, "mlp", layer);
   const LayerWeights& w = weights_->layers[layer];
-  Multiply(scratch_.attended, tokens_, w.wo, scratch_.hidden, /*accumulate=*/true);
-  Norm(scratch_.hidden, tokens_, w.mlp_norm, scratch_.normed);
-  Multiply(scratch_.normed, tokens_, w.gate, scratch_.gate);
-  Multiply(scratch_.normed, tokens_, w.up, scratch_.up);
-  backend_->SwiGlu({.gate = scratch_.gate,
-                    .up = scratch_.up,
+  Add(scratch_.attended, w.wo);
+  backend_->GateUp({.x = hidden_,
                     .tokens = tokens_,
-                    .width = config_->intermediate_size});
-  Multiply(scratch_.gate, tokens_, w.down, scratch_.hidden, /*accumulate=*/true);
+                    .norm = w.mlp_norm,
+                    .epsilon = config_->rms_norm_eps,
+                    .gate = w.gate,
+                    .up = w.up,
+                    .normed = scratch_.normed,
+                    .spare = scratch_.up,
+                    .out = scratch_.gate});
+  Add(scratch_.gate, w.down);
 }
 
 // Against the input of the layer before, in scratch.previous.
 void Model::MeasureSimilarity(uint32_t layer) {
-  cosines_.resize(tokens_);
-  backend_->Cosine({.a = scratch_.hidden,
+  backend_->Cosine({.a = hidden_,
                     .b = scratch_.previous,
                     .tokens = tokens_,
                     .width = config_->hidden_size,
-                    .out = cosines_.data()});
-  LayerCounts& counts = attention_->counts()[layer];
-  for (float cosine : cosines_) counts.similarity_sum += cosine;
-  counts.similarity_count += tokens_;
+                    .out = scratch_.cosines + layer * scratch_.max_logit_rows});
+  compared_.push_back(layer);
 }
 
 const float* Model::Logits(uint32_t first, uint32_t tokens) {
   CHECK_LE(first + tokens, tokens_);
   CHECK_LE(tokens, scratch_.max_logit_rows);
-  const size_t offset = size_t{first} * config_->hidden_size;
-  Norm(scratch_.hidden + offset, tokens, weights_->norm, scratch_.normed);
-  Multiply(scratch_.normed, tokens, weights_->lm_head, scratch_.logits);
+  const ProjectArgs::Output output = {weights_->lm_head, scratch_.logits};
+  backend_->Project({.x = hidden_ + size_t{first} * config_->hidden_size,
+                     .tokens = tokens,
+                     .norm = weights_->norm,
+                     .epsilon = config_->rms_norm_eps,
+                     .normed = scratch_.normed,
+                     .outputs = {&output, 1}});
   return scratch_.logits;
 }
 
-void Model::Norm(const float* x, uint32_t tokens, const WeightView& weight, float* out) {
-  backend_->RmsNorm(
-      {.x = x, .tokens = tokens, .weight = weight, .epsilon = config_->rms_norm_eps, .out = out});
-}
-
-void Model::Multiply(const float* x, uint32_t tokens, const WeightView& weight, float* y,
-                     bool accumulate) {
-  backend_->Linear({.x = x, .tokens = tokens, .weight = weight, .y = y, .accumulate = accumulate});
+void Model::Add(const float* x, const WeightView& weight) {
+  backend_->Linear({.x = x, .tokens = tokens_, .weight = weight, .y = hidden_, .accumulate = true});
 }
 
 }  // namespace sparsekv

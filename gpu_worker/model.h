@@ -29,17 +29,22 @@ class Model {
   };
   explicit Model(const Options& options);
 
+  // What a device does between the two is one step: some passes, logits, sampling. A device that
+  // runs on its own has done nothing of it before EndStep returns; see kernels/backend.h.
+  void BeginStep(StepKind kind);
+  void EndStep();
+
   // Computes the step's tokens of every item, writes their rows and labels, and leaves the final
   // residual stream in place, items in order. REQUIRES: at most scratch.max_tokens tokens.
   void Forward(std::span<const StepItem> items);
 
   // One layer of a prompt's chunk: the item's tokens enter with the residual stream `hidden`,
-  // [tokens, hidden_size] (layer 0: with their embeddings), and leave it there. Chunks of a layer
-  // come in order, layers too; the result is that of Forward, to the bit.
+  // [tokens, hidden_size] on the device (layer 0: with their embeddings), and leave it there.
+  // Chunks of a layer come in order, layers too; the result is that of Forward, to the bit.
   void ForwardLayer(uint32_t layer, const StepItem& item, float* hidden);
 
-  // Logits of the tokens [first, first + tokens) of the last Forward, [tokens, vocab_size], valid
-  // until the next call. REQUIRES: tokens <= scratch.max_logit_rows.
+  // Logits of the tokens [first, first + tokens) of the last pass, [tokens, vocab_size], on the
+  // device, valid until the next call. REQUIRES: tokens <= scratch.max_logit_rows.
   const float* Logits(uint32_t first, uint32_t tokens);
 
   // Calibration: sees every layer's q [tokens, heads, head_dim] and k [tokens, kv_heads, head_dim]
@@ -69,9 +74,7 @@ class Model {
   void MeasureSimilarity(uint32_t layer);
   void Project(uint32_t layer);
   void Mlp(uint32_t layer);
-  void Norm(const float* x, uint32_t tokens, const WeightView& weight, float* out);
-  void Multiply(const float* x, uint32_t tokens, const WeightView& weight, float* y,
-                bool accumulate = false);
+  void Add(const float* x, const WeightView& weight);  // hidden += weight . x
 
   const ModelConfig* config_;
   const Weights* weights_;
@@ -87,7 +90,11 @@ class Model {
   std::vector<uint32_t> ids_;        // [tokens_]
   std::vector<uint32_t> positions_;  // [tokens_]
   std::vector<uint32_t> first_;      // [items], index of each item's first token
-  std::vector<float> cosines_;       // [tokens_]
+  float* hidden_ = nullptr;          // [tokens_, hidden_size]  the residual stream
+
+  // Of the step in progress: similarities that scratch.cosines holds, by layer.
+  std::vector<uint32_t> compared_;   // layers
+  std::vector<float> cosines_seen_;  // [compared_, tokens_]
 
   std::function<void()> progress_;
   QkObserver observer_;

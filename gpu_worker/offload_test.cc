@@ -218,8 +218,9 @@ TEST_F(OffloadTest, MemoryComesBackClean) {
   const uint32_t blocks = rows.free_blocks(), maps = rows.maps().free_pages();
   for (int round = 0; round < 2; ++round) {
     RowSets sets[2], third;
+    TableSpace tables = device->tables->Take();
     for (RowSets& one : sets) {
-      ASSERT_TRUE(rows.Take(RowPlacement::kOffload, kTokens, 90, &one));
+      ASSERT_TRUE(rows.Take(RowPlacement::kOffload, kTokens, 90, &tables, &one));
       EXPECT_EQ(one.drift->steps, 0u);
       EXPECT_EQ(one.drift->values[7], 0.0f);
       for (uint32_t layer = 0; layer < 5; ++layer) {
@@ -237,7 +238,7 @@ TEST_F(OffloadTest, MemoryComesBackClean) {
       one.drift->values[7] = 1;
     }
     const uint32_t left = rows.free_blocks(), maps_left = rows.maps().free_pages();
-    EXPECT_FALSE(rows.Take(RowPlacement::kResident, 64 * blocks, 0, &third));
+    EXPECT_FALSE(rows.Take(RowPlacement::kResident, 64 * blocks, 0, &tables, &third));
     EXPECT_EQ(rows.free_blocks(), left);
     EXPECT_EQ(rows.maps().free_pages(), maps_left);
     for (RowSets& one : sets) rows.Return(&one);

@@ -11,14 +11,21 @@ uint32_t QueryPredictor::Width(const ModelConfig& config, const ChannelConfig& c
   return std::min(2 * channels.channels, config.head_dim);
 }
 
+namespace {
+constexpr size_t kAlign = 256;
+size_t Aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+}  // namespace
+
 size_t QueryPredictor::Bytes(const ModelConfig& config, const ChannelConfig& channels) {
+  const size_t width = Width(config, channels);
   // In the widest type of a weight: the plan does not know the checkpoint's.
-  return size_t{config.layers} * config.heads * Width(config, channels) * config.hidden_size *
-         sizeof(float);
+  return config.layers * (Aligned(config.heads * width * config.hidden_size * sizeof(float)) +
+                          Aligned(config.kv_heads * width * sizeof(uint16_t)));
 }
 
 QueryPredictor::QueryPredictor(const ModelConfig& config, const ChannelConfig& channels,
-                               const Weights& weights, Backend* backend, std::byte* memory)
+                               const Weights& files, const Weights& weights, Backend* backend,
+                               std::byte* memory)
     : config_(config),
       weights_(weights),
       backend_(backend),
@@ -26,16 +33,18 @@ QueryPredictor::QueryPredictor(const ModelConfig& config, const ChannelConfig& c
       channels_(config.layers),
       sliced_(config.layers) {
   const size_t layer_bytes = Bytes(config, channels) / config.layers;
-  for (uint32_t layer = 0; layer < config.layers; ++layer) {
-    Slice(layer, channels, weights.layers[layer].wq, memory + layer * layer_bytes);
+  for (uint32_t layer = 0; layer < config.layers; ++layer, memory += layer_bytes) {
+    const std::vector<uint16_t> chosen = Chosen(layer, channels);
+    const size_t list_bytes = chosen.size() * sizeof(uint16_t);
+    backend_->Upload(memory, chosen.data(), list_bytes);
+    channels_[layer] = reinterpret_cast<const uint16_t*>(memory);
+    Slice(layer, chosen, files.layers[layer].wq, memory + Aligned(list_bytes));
   }
 }
 
-void QueryPredictor::Slice(uint32_t layer, const ChannelConfig& channels, const WeightView& wq,
-                           std::byte* memory) {
+std::vector<uint16_t> QueryPredictor::Chosen(uint32_t layer, const ChannelConfig& channels) const {
   const uint32_t r = channels.channels, half = config_.head_dim / 2;
-  std::vector<uint16_t>& chosen = channels_[layer];
-  chosen.resize(size_t{config_.kv_heads} * width_);
+  std::vector<uint16_t> chosen(size_t{config_.kv_heads} * width_);
   for (uint32_t kv_head = 0; kv_head < config_.kv_heads; ++kv_head) {
     uint16_t* list = chosen.data() + size_t{kv_head} * width_;
     if (width_ == config_.head_dim) {
@@ -48,9 +57,15 @@ void QueryPredictor::Slice(uint32_t layer, const ChannelConfig& channels, const 
       list[r + c] = static_cast<uint16_t>(labels[c] < half ? labels[c] + half : labels[c] - half);
     }
   }
+  return chosen;
+}
+
+void QueryPredictor::Slice(uint32_t layer, const std::vector<uint16_t>& chosen,
+                           const WeightView& wq, std::byte* memory) {
   const uint32_t group = config_.heads / config_.kv_heads;
   const size_t row_bytes = size_t{config_.hidden_size} * SizeOf(wq.dtype);
-  std::byte* to = memory;
+  std::vector<std::byte> rows(size_t{config_.heads} * width_ * row_bytes);
+  std::byte* to = rows.data();
   for (uint32_t head = 0; head < config_.heads; ++head) {
     const uint16_t* list = chosen.data() + size_t{head / group} * width_;
     for (uint32_t j = 0; j < width_; ++j, to += row_bytes) {
@@ -58,6 +73,7 @@ void QueryPredictor::Slice(uint32_t layer, const ChannelConfig& channels, const 
       std::memcpy(to, static_cast<const std::byte*>(wq.data) + row * row_bytes, row_bytes);
     }
   }
+  backend_->Upload(memory, rows.data(), rows.size());
   sliced_[layer] = {.data = memory,
                     .dtype = wq.dtype,
                     .rows = config_.heads * width_,
@@ -68,15 +84,15 @@ void QueryPredictor::Predict(uint32_t layer, std::span<const uint32_t> positions
                              std::span<const float> inverse_frequency,
                              const Scratch& scratch) const {
   const auto tokens = static_cast<uint32_t>(positions.size());
-  backend_->RmsNorm({.x = scratch.normed,
+  const ProjectArgs::Output output = {sliced_[layer], scratch.attended};
+  backend_->Project({.x = scratch.normed,
                      .tokens = tokens,
-                     .weight = weights_.layers[layer].attention_norm,
+                     .norm = weights_.layers[layer].attention_norm,
                      .epsilon = config_.rms_norm_eps,
-                     .out = scratch.normed});
-  backend_->Linear(
-      {.x = scratch.normed, .tokens = tokens, .weight = sliced_[layer], .y = scratch.attended});
+                     .normed = scratch.normed,
+                     .outputs = {&output, 1}});
   backend_->ExpandQuery({.compact = scratch.attended,
-                         .channels = channels_[layer].data(),
+                         .channels = channels_[layer],
                          .tokens = tokens,
                          .kv_heads = config_.kv_heads,
                          .group = config_.heads / config_.kv_heads,

@@ -25,9 +25,10 @@ class QueryPredictor {
     return size_t{max_batch} * config.layers * config.hidden_size * sizeof(float);
   }
 
-  // `memory` holds Bytes(...).
-  QueryPredictor(const ModelConfig& config, const ChannelConfig& channels, const Weights& weights,
-                 Backend* backend, std::byte* memory);
+  // `memory` holds Bytes(...). `files` are the weights as the host reads them, `weights` as the
+  // device does.
+  QueryPredictor(const ModelConfig& config, const ChannelConfig& channels, const Weights& files,
+                 const Weights& weights, Backend* backend, std::byte* memory);
 
   // From the guessed input of `layer` in scratch.normed, [positions.size(), hidden_size], to its
   // queries in scratch.q, zero but for the channels; uses scratch.attended.
@@ -37,15 +38,17 @@ class QueryPredictor {
  private:
   // Channels of a KV head: labels and partners, or all of them where those would be as many.
   static uint32_t Width(const ModelConfig& config, const ChannelConfig& channels);
-  void Slice(uint32_t layer, const ChannelConfig& channels, const WeightView& wq,
+  // The channels that are computed, [kv_heads, width].
+  std::vector<uint16_t> Chosen(uint32_t layer, const ChannelConfig& channels) const;
+  void Slice(uint32_t layer, const std::vector<uint16_t>& chosen, const WeightView& wq,
              std::byte* memory);
 
   const ModelConfig& config_;
   const Weights& weights_;
   Backend* const backend_;
   const uint32_t width_;
-  std::vector<std::vector<uint16_t>> channels_;  // [layers], [kv_heads, width]
-  std::vector<WeightView> sliced_;               // [layers], [heads * width, hidden_size]
+  std::vector<const uint16_t*> channels_;  // [layers], [kv_heads, width] on the device
+  std::vector<WeightView> sliced_;         // [layers], [heads * width, hidden_size]
 };
 
 }  // namespace sparsekv

@@ -5,10 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "gpu_worker/prefetcher.h"
-#include "gpu_worker/simulated_link.h"
 #include "gpu_worker/step_item.h"
-#include "gpu_worker/timeline.h"
 #include "kernels/backend.h"
 
 namespace sparsekv {
@@ -22,18 +19,7 @@ namespace sparsekv {
 // what was used outlives what was only guessed.
 class RowFetcher {
  public:
-  struct Options {
-    RowLayout host_layout;  // the segment's pool
-    std::byte* host_pool = nullptr;
-    Backend* backend = nullptr;
-    Prefetcher* prefetcher = nullptr;  // null: predictions are never asked for
-    SimulatedLink* link = nullptr;     // null: a copy takes what it takes
-    Timeline* timeline = nullptr;
-    std::byte* lists = nullptr;  // set_slots * ListBytesPerSlot(kv_heads)
-    uint32_t set_slots = 0;      // slots that the sets of one layer have together
-    uint32_t max_batch = 0;
-  };
-  explicit RowFetcher(const Options& options);
+  virtual ~RowFetcher() = default;
 
   // Rows that one item of the step wants in one layer.
   struct Request {
@@ -46,19 +32,31 @@ class RowFetcher {
     Resolved* resolved = nullptr;  // [kv_heads]
   };
 
-  void BeginStep();
+  virtual void BeginStep(size_t items) = 0;
 
   // Gives the predicted rows slots and starts to fetch those that are not there. `keep`: their
   // slots will be asked for (Predicted). May be called for several parts of a batch.
-  void Prefetch(uint32_t layer, std::span<const Request> requests, size_t stride, bool keep);
+  virtual void Prefetch(uint32_t layer, std::span<const Request> requests, size_t stride,
+                        bool keep) = 0;
 
   // The layer begins: its prefetch ends, and what is not here is forgotten; `finish` waits for all
-  // of it instead. Returns the seconds waited.
-  double Settle(uint32_t layer, bool finish, LayerCounts* counts);
+  // of it instead. Returns the seconds waited, as far as they are known yet.
+  virtual double Settle(uint32_t layer, bool finish, LayerCounts* counts) = 0;
 
   // Sees to it that the rows are in `slots`; the item's current token gets a slot, not a row.
   // Fetches direct and waits.
-  void Bring(uint32_t layer, std::span<const Request> requests, size_t stride, LayerCounts* counts);
+  virtual void Bring(uint32_t layer, std::span<const Request> requests, size_t stride,
+                     LayerCounts* counts) = 0;
+
+  // Brings rows [0, tokens) of the item into `to`, whose row i is token i: a dense sequence's
+  // layer.
+  virtual void Stream(uint32_t layer, const StepItem& item, uint32_t tokens, const RowTable& to,
+                      LayerCounts* counts) = 0;
+
+  // Inside the step, after its last layer: asks for what the device noted.
+  virtual void FetchNotes() = 0;
+  // The step's operations are complete: what only now is known is counted, [layers].
+  virtual void EndStep(std::vector<LayerCounts>* counts) = 0;
 
   // Whether the item was predicted in this layer of this step, and what became of it: the slots,
   // with room for one more. REQUIRES: `keep` in Prefetch, and that it was settled.
@@ -68,52 +66,17 @@ class RowFetcher {
     uint32_t count = 0;
     uint64_t brought = 0;  // rows, of all KV heads, that were not there before
   };
-  bool predicted(uint32_t layer, uint32_t index) const;
-  Prediction Predicted(uint32_t layer, uint32_t index) const;
+  virtual bool predicted(uint32_t layer, uint32_t index) const = 0;
+  virtual Prediction Predicted(uint32_t layer, uint32_t index) const = 0;
 
-  // Brings rows [0, tokens) of the item into `to`, whose row i is token i: a dense sequence's
-  // layer.
-  void Stream(uint32_t layer, const StepItem& item, uint32_t tokens, const RowTable& to,
-              LayerCounts* counts);
-
-  RowTable HostRows(uint32_t layer, const StepItem& item) const;
-  uint64_t direct_bytes() const { return direct_bytes_; }
-
- private:
-  // What a layer's prediction left. Layers take two of them in turn.
-  struct Pending {
-    struct Item {
-      const StepItem* item = nullptr;  // null: not predicted
-      RowMove* moves = nullptr;        // [kv_heads, stride]
-      uint32_t* slots = nullptr;       // [kv_heads, stride]
-      size_t stride = 0;
-      uint32_t count = 0;
-      uint64_t brought = 0;
-    };
-    uint32_t layer = kNoToken;
-    uint32_t slots_used = 0;
-    std::vector<Item> items;  // by index
-    struct Job {
-      uint64_t number;
-      std::vector<PrefetchPiece> pieces;  // the prefetcher reads them where they are
-      std::vector<uint32_t> index;        // of the item, by piece
-    };
-    std::vector<Job> jobs;
-    std::vector<Resolved> resolved;  // of one Prefetch call
-  };
-
-  Pending& Open(uint32_t layer);
-  void StartJob(uint32_t layer, Pending& pending, std::span<const Request> requests);
-  void SettleJob(uint32_t layer, Pending::Job& job, bool finish, LayerCounts* counts);
-  // Direct: over the link, in its order, and waited for. Returns the seconds.
-  template <typename Copy>
-  double Transfer(size_t bytes, const Copy& copy);
-
-  const Options options_;
-  const uint32_t kv_heads_;
-  Pending pending_[2];
-  uint64_t direct_bytes_ = 0;
+  virtual uint64_t direct_bytes() const = 0;  // read so far, by the step itself
 };
+
+// What Resolve is asked for a prediction, and for a selection. `misses` and `resolved` are the
+// caller's to set.
+ResolveArgs::Item ResolvePredicted(uint32_t layer, const RowFetcher::Request& request);
+ResolveArgs::Item ResolveSelected(uint32_t layer, const RowFetcher::Request& request,
+                                  bool predicted);
 
 // Of a row set's slot, in the lists of predictions.
 inline size_t ListBytesPerSlot(uint32_t kv_heads) {

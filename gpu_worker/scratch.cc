@@ -6,7 +6,8 @@ namespace {
 
 // Calls take(kind, count, pointer) for every buffer of a scratch.
 template <typename Take>
-void ForEachBuffer(const ModelConfig& config, bool slots, Scratch& scratch, const Take& take) {
+void ForEachBuffer(const ModelConfig& config, bool slots, bool predict, Scratch& scratch,
+                   const Take& take) {
   const size_t tokens = scratch.max_tokens, batch = scratch.max_logit_rows;
   const size_t q_width = size_t{config.heads} * config.head_dim;
   const size_t kv_width = size_t{config.kv_heads} * config.head_dim;
@@ -19,6 +20,7 @@ void ForEachBuffer(const ModelConfig& config, bool slots, Scratch& scratch, cons
   take("activations", tokens * config.intermediate_size, scratch.gate);
   take("activations", tokens * config.intermediate_size, scratch.up);
   take("activations", batch * config.hidden_size, scratch.previous);
+  take("activations", config.layers * batch, scratch.cosines);
   take("logits", batch * config.vocab_size, scratch.logits);
   take("selection", scratch.selection_entries, scratch.scores);
   take("selection", scratch.selection_entries, scratch.selection);
@@ -26,6 +28,9 @@ void ForEachBuffer(const ModelConfig& config, bool slots, Scratch& scratch, cons
   take("selection", scratch.selection_entries, scratch.slots);
   take("selection", scratch.selection_entries, scratch.misses);
   take("selection", batch * config.kv_heads, scratch.resolved);
+  if (!predict) return;
+  take("prediction", 2 * scratch.selection_entries, scratch.kept);
+  take("prediction", config.layers * batch * config.kv_heads, scratch.common);
 }
 
 Scratch Sized(const ModelConfig& config, uint32_t max_tokens, uint32_t max_logit_rows,
@@ -41,30 +46,32 @@ Scratch Sized(const ModelConfig& config, uint32_t max_tokens, uint32_t max_logit
 
 absl::StatusOr<Scratch> Scratch::Take(const ModelConfig& config, uint32_t max_tokens,
                                       uint32_t max_logit_rows, uint32_t selection_tokens,
-                                      bool slots, DeviceArena& arena) {
+                                      bool slots, bool predict, DeviceArena& arena) {
   Scratch scratch = Sized(config, max_tokens, max_logit_rows, selection_tokens);
   absl::Status status;
-  ForEachBuffer(config, slots, scratch, [&](const char* kind, size_t count, auto*& pointer) {
-    if (!status.ok()) return;
-    auto memory = arena.Take(kind, count * sizeof(*pointer));
-    if (!memory.ok()) {
-      status = memory.status();
-    } else {
-      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(*memory);
-    }
-  });
+  ForEachBuffer(config, slots, predict, scratch,
+                [&](const char* kind, size_t count, auto*& pointer) {
+                  if (!status.ok()) return;
+                  auto memory = arena.Take(kind, count * sizeof(*pointer));
+                  if (!memory.ok()) {
+                    status = memory.status();
+                  } else {
+                    pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(*memory);
+                  }
+                });
   if (!status.ok()) return status;
   return scratch;
 }
 
 std::map<std::string, size_t> Scratch::Bytes(const ModelConfig& config, uint32_t max_tokens,
                                              uint32_t max_logit_rows, uint32_t selection_tokens,
-                                             bool slots) {
+                                             bool slots, bool predict) {
   Scratch scratch = Sized(config, max_tokens, max_logit_rows, selection_tokens);
   std::map<std::string, size_t> bytes;
-  ForEachBuffer(config, slots, scratch, [&](const char* kind, size_t count, auto*& pointer) {
-    bytes[kind] += DeviceArena::Padded(count * sizeof(*pointer));
-  });
+  ForEachBuffer(config, slots, predict, scratch,
+                [&](const char* kind, size_t count, auto*& pointer) {
+                  bytes[kind] += DeviceArena::Padded(count * sizeof(*pointer));
+                });
   return bytes;
 }
 

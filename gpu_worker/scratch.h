@@ -36,16 +36,21 @@ struct Scratch {
   uint32_t* slots = nullptr;     // [selection_entries]
   RowMove* misses = nullptr;     // [selection_entries]
   Resolved* resolved = nullptr;  // [max_logit_rows, kv_heads]
+  // Where predictions are made, for steps that look at how good they are:
+  uint32_t* kept = nullptr;    // [2, selection_entries]  predicted lists; layers take them in turn
+  uint32_t* common = nullptr;  // [layers, max_logit_rows, kv_heads]  of those, selected
+  float* cosines = nullptr;    // [layers, max_logit_rows]  similarity of consecutive layers' inputs
 
   // `selection_tokens`: the most tokens that the double-sparsity sequences of one selection round
-  // have together; at least one whole sequence's. `slots`: whether rows are brought to the device.
+  // have together; at least one whole sequence's. `slots`: whether rows are brought to the device;
+  // `predict`: whether predictions are made.
   static absl::StatusOr<Scratch> Take(const ModelConfig& config, uint32_t max_tokens,
                                       uint32_t max_logit_rows, uint32_t selection_tokens,
-                                      bool slots, DeviceArena& arena);
+                                      bool slots, bool predict, DeviceArena& arena);
   // What Take takes, by kind, padded as the arena does.
   static std::map<std::string, size_t> Bytes(const ModelConfig& config, uint32_t max_tokens,
                                              uint32_t max_logit_rows, uint32_t selection_tokens,
-                                             bool slots);
+                                             bool slots, bool predict);
 };
 
 }  // namespace sparsekv

@@ -68,6 +68,8 @@ Sequence::Sequence(const v1::SequenceStart& start, kv_store::SegmentClient* segm
 }
 
 absl::Status Sequence::TakeDeviceMemory() {
+  tables_ = device_->tables->Take();
+  block_table_ = tables_.Put(rows_.blocks());
   const uint32_t tokens = prompt_tokens_ + start_.max_new_tokens();
   if (!budget_.dense()) {
     const uint32_t pages = (tokens + kBlockTokens - 1) / kBlockTokens;
@@ -75,6 +77,7 @@ absl::Status Sequence::TakeDeviceMemory() {
       return absl::ResourceExhaustedError(absl::StrCat("label cache: ", pages, " pages needed, ",
                                                        device_->labels->free_pages(), " are free"));
     }
+    label_table_ = tables_.Put(label_pages_);
   }
   if (!device_->rows) {
     if (start_.placement() != v1::PLACEMENT_RESIDENT) return absl::OkStatus();
@@ -88,7 +91,7 @@ absl::Status Sequence::TakeDeviceMemory() {
                                                    DeviceRows::kMostSelected));
   }
   if (!device_->rows->Take(resident ? RowPlacement::kResident : RowPlacement::kOffload, tokens,
-                           selection, &rows_on_device_)) {
+                           selection, &tables_, &rows_on_device_)) {
     return absl::ResourceExhaustedError(
         absl::StrCat("device rows: ", tokens, " tokens do not fit, ", device_->rows->free_blocks(),
                      " of ", device_->rows->total_blocks(), " blocks are free"));
@@ -105,8 +108,8 @@ StepItem Sequence::Item(uint32_t tokens) {
   CHECK_LE(computed_ + tokens, ids_.size());
   return {.ids = std::span(ids_).subspan(computed_, tokens),
           .position = computed_,
-          .blocks = rows_.blocks(),
-          .label_pages = label_pages_.empty() ? nullptr : label_pages_.data(),
+          .blocks = block_table_,
+          .label_pages = label_table_,
           .budget = prefilling() ? RowBudget{} : budget_,
           .device = rows_on_device_.device ? &rows_on_device_ : nullptr,
           .prefill_block = prefills_by_layer() ? 0 : kNoPrefill,

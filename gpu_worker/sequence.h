@@ -63,8 +63,12 @@ class Sequence {
   SequenceRows rows_;
   std::vector<uint32_t> generations_;
   Device* const device_;
+  TableSpace tables_;
   std::vector<std::byte*> label_pages_;
   RowSets rows_on_device_;
+  // Blocks and label pages as operations read them.
+  const uint32_t* block_table_ = nullptr;
+  std::byte* const* label_table_ = nullptr;
   RowBudget budget_;
 
   RowCounts counts_;

@@ -27,7 +27,7 @@ class SequenceRows {
   // After those tokens' rows are complete in every layer: raises the rows_valid watermarks.
   void Publish(uint32_t position, uint32_t tokens);
 
-  const uint32_t* blocks() const { return blocks_.data(); }
+  const std::vector<uint32_t>& blocks() const { return blocks_; }
   uint64_t bytes() const { return blocks_.size() * segment_->layout().bytes_per_block(); }
   uint32_t capacity_tokens() const { return static_cast<uint32_t>(blocks_.size()) * kBlockTokens; }
 

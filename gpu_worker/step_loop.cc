@@ -99,7 +99,8 @@ void StepLoop::OnPlan(const v1::Plan& plan) {
   if (stats_.steps() > 0) CloseEpoch(/*exhausted=*/false);
   epoch_ = plan.epoch();
   epoch_steps_ = steps_left_ = std::clamp(plan.valid_steps(), 1u, 1u << 16);
-  prefill_unit_tokens_ = std::max(plan.prefill_unit_tokens(), kPrefillAlign);
+  const uint32_t scale = options_.device->backend->host_memory() ? 1 : kDevicePrefillScale;
+  prefill_unit_tokens_ = std::max(plan.prefill_unit_tokens(), kPrefillAlign) * scale;
   std::vector<LayerPolicy> policies;
   for (const v1::LayerPlan& layer : plan.layers()) {
     const uint32_t percent = layer.prefetch_percent() ? layer.prefetch_percent() : 100;
@@ -158,8 +159,8 @@ void StepLoop::Step() {
 
 // Prompts in the plan's order, as many as a unit holds. A chunk ends at the prompt's end or at an
 // absolute multiple of kPrefillAlign. One that goes layer by layer comes alone.
-std::vector<std::pair<Sequence*, uint32_t>> StepLoop::NextPrompts() {
-  std::vector<std::pair<Sequence*, uint32_t>> batch;
+StepLoop::Batch StepLoop::NextPrompts() {
+  Batch batch;
   uint32_t room = std::min(prefill_unit_tokens_, options_.device->plan.max_step_tokens);
   for (uint64_t id : order_) {
     const auto found = sequences_.find(id);
@@ -180,59 +181,57 @@ std::vector<std::pair<Sequence*, uint32_t>> StepLoop::NextPrompts() {
 }
 
 void StepLoop::PrefillUnit() {
-  std::vector<std::pair<Sequence*, uint32_t>> batch = NextPrompts();
+  Batch batch = NextPrompts();
   if (batch.empty()) return;
   if (batch[0].first->prefills_by_layer()) return PrefillByLayer(*batch[0].first);
-  Forward(batch);
-  uint32_t token = 0;
-  for (auto& [sequence, tokens] : batch) {
-    token += tokens;
-    stats_.set_prefill_tokens(stats_.prefill_tokens() + tokens);
-    if (!sequence->prefilling()) {
-      SampleNext(*sequence, options_.device->model->Logits(token - 1, 1));
-    }
-  }
+  Run(batch, StepKind::kPrompt);
 }
 
 void StepLoop::PrefillByLayer(Sequence& sequence) {
   Device& device = *options_.device;
-  const uint32_t tokens = sequence.prompt_tokens(), layers = device.model->config().layers;
+  Model& model = *device.model;
+  const uint32_t tokens = sequence.prompt_tokens(), layers = model.config().layers;
   if (!by_layer_ || by_layer_id_ != sequence.id()) {
     if (absl::Status status = sequence.Prepare(tokens); !status.ok()) {
       return End(sequence.id(), v1::FINISH_REASON_ERROR, status);
     }
     by_layer_ = std::make_unique<LayerwisePrefill>(
-        device.model.get(), tokens, device.plan.max_step_tokens / kPrefillAlign * kPrefillAlign);
+        &model, tokens, device.plan.max_step_tokens / kPrefillAlign * kPrefillAlign,
+        device.prompt_hidden);
     by_layer_id_ = sequence.id();
   }
-  by_layer_->Run(sequence.Item(tokens), uint64_t{prefill_unit_tokens_} * layers);
-  if (!by_layer_->done()) return;
+  SampledToken token;
+  model.BeginStep(StepKind::kPrompt);
+  const StepItem prompt = sequence.Item(tokens);
+  by_layer_->Run(prompt, uint64_t{prefill_unit_tokens_} * layers);
+  const bool done = by_layer_->done();
+  if (done) {
+    const float* logits = model.Logits(by_layer_->last_token(), 1);
+    const SampleArgs args = sequence.Sampling(logits, model.config().vocab_size);
+    model.backend().Sample({&args, 1}, &token);
+  }
+  model.EndStep();
+  if (!done) return;
+  by_layer_.reset();
   sequence.Advance(tokens);
   stats_.set_prefill_tokens(stats_.prefill_tokens() + tokens);
-  const uint32_t last = by_layer_->last_token();
-  by_layer_.reset();
-  SampleNext(sequence, device.model->Logits(last, 1));
+  Accept(sequence, token);
 }
 
 void StepLoop::DecodeStep() {
-  std::vector<std::pair<Sequence*, uint32_t>> batch;
+  Batch batch;
   for (const auto& [id, sequence] : sequences_) {
     if (!sequence->prefilling()) batch.emplace_back(sequence.get(), 1);
   }
   if (batch.empty()) return;
   Model& model = *options_.device->model;
   model.set_measure(!measured_);
-  Forward(batch);
+  Run(batch, StepKind::kDecode);
   model.set_measure(false);
-  if (batch.empty()) return;
-  measured_ = true;
-  const float* logits = model.Logits(0, static_cast<uint32_t>(batch.size()));
-  for (size_t i = 0; i < batch.size(); ++i) {
-    SampleNext(*batch[i].first, logits + i * model.config().vocab_size);
-  }
+  if (!batch.empty()) measured_ = true;
 }
 
-void StepLoop::Forward(std::vector<std::pair<Sequence*, uint32_t>>& batch) {
+void StepLoop::Run(Batch& batch, StepKind kind) {
   std::erase_if(batch, [this](auto& entry) {
     const absl::Status status = entry.first->Prepare(entry.second);
     if (!status.ok()) End(entry.first->id(), v1::FINISH_REASON_ERROR, status);
@@ -240,15 +239,49 @@ void StepLoop::Forward(std::vector<std::pair<Sequence*, uint32_t>>& batch) {
   });
   if (batch.empty()) return;
   std::vector<StepItem> items;
-  for (auto& [sequence, tokens] : batch) items.push_back(sequence->Item(tokens));
-  options_.device->model->Forward(items);
-  for (auto& [sequence, tokens] : batch) sequence->Advance(tokens);
+  std::vector<uint32_t> drawing, last;
+  uint32_t end = 0;
+  for (uint32_t i = 0; i < batch.size(); ++i) {
+    const auto& [sequence, tokens] = batch[i];
+    items.push_back(sequence->Item(tokens));
+    end += tokens;
+    if (sequence->computed() + tokens < sequence->prompt_tokens()) continue;
+    drawing.push_back(i);
+    last.push_back(end - 1);
+  }
+  std::vector<SampledToken> tokens(drawing.size());
+  Model& model = *options_.device->model;
+  model.BeginStep(kind);
+  model.Forward(items);
+  Draw(batch, kind, drawing, last, &tokens);
+  model.EndStep();
+  for (auto& [sequence, count] : batch) {
+    sequence->Advance(count);
+    if (kind == StepKind::kPrompt) stats_.set_prefill_tokens(stats_.prefill_tokens() + count);
+  }
+  for (size_t n = 0; n < drawing.size(); ++n) Accept(*batch[drawing[n]].first, tokens[n]);
 }
 
-void StepLoop::SampleNext(Sequence& sequence, const float* logits) {
+void StepLoop::Draw(const Batch& batch, StepKind kind, const std::vector<uint32_t>& drawing,
+                    const std::vector<uint32_t>& last, std::vector<SampledToken>* tokens) {
   Model& model = *options_.device->model;
-  const SampledToken token =
-      model.backend().Sample(sequence.Sampling(logits, model.config().vocab_size));
+  const uint32_t vocab = model.config().vocab_size;
+  if (kind == StepKind::kPrompt) {  // few, and far apart
+    for (size_t n = 0; n < drawing.size(); ++n) {
+      const SampleArgs args = batch[drawing[n]].first->Sampling(model.Logits(last[n], 1), vocab);
+      model.backend().Sample({&args, 1}, &(*tokens)[n]);
+    }
+    return;
+  }
+  const float* logits = model.Logits(0, static_cast<uint32_t>(batch.size()));
+  std::vector<SampleArgs> args;
+  for (const auto& [sequence, count] : batch) {
+    args.push_back(sequence->Sampling(logits + args.size() * vocab, vocab));
+  }
+  model.backend().Sample(args, tokens->data());
+}
+
+void StepLoop::Accept(Sequence& sequence, const SampledToken& token) {
   const v1::FinishReason reason = sequence.Accept(token, report_.add_tokens());
   stats_.set_tokens(stats_.tokens() + 1);
   if (reason != v1::FINISH_REASON_UNSPECIFIED) End(sequence.id(), reason);

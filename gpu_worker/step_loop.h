@@ -58,6 +58,7 @@ class StepLoop {
   absl::Status Run();
 
  private:
+  using Batch = std::vector<std::pair<Sequence*, uint32_t>>;
   using Sequences = std::map<uint64_t, std::unique_ptr<Sequence>>;
 
   bool HasWork() const { return session_ != 0 && !sequences_.empty() && steps_left_ > 0; }
@@ -73,13 +74,18 @@ class StepLoop {
   // At most prefill_unit_tokens tokens of prompts through every layer, or as much work on one
   // prompt that goes layer by layer.
   void PrefillUnit();
-  std::vector<std::pair<Sequence*, uint32_t>> NextPrompts();
+  Batch NextPrompts();
   void PrefillByLayer(Sequence& sequence);
   void DecodeStep();
-  // Runs `batch` (each sequence with its number of tokens) and advances it; sequences whose rows
-  // were lost end and leave the batch first.
-  void Forward(std::vector<std::pair<Sequence*, uint32_t>>& batch);
-  void SampleNext(Sequence& sequence, const float* logits);
+  // Runs `batch` (each sequence with its number of tokens) as one step and advances it; sequences
+  // whose rows were lost end and leave the batch first. Those whose prompt is then done draw a
+  // token.
+  void Run(Batch& batch, StepKind kind);
+  // Inside the step: the tokens that `drawing`, indices into the batch, will draw. `last`: each
+  // one's last token in the pass.
+  void Draw(const Batch& batch, StepKind kind, const std::vector<uint32_t>& drawing,
+            const std::vector<uint32_t>& last, std::vector<SampledToken>* tokens);
+  void Accept(Sequence& sequence, const SampledToken& token);
   void End(uint64_t id, v1::FinishReason reason, const absl::Status& error = absl::OkStatus());
   // Sends what the report holds, if anything; `heartbeat`: even if not.
   void Flush(bool heartbeat = false);

@@ -1,29 +1,71 @@
 #pragma once
 
 #include <memory>
+#include <span>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/copy_ahead.h"
 #include "kernels/hot_rows.h"
 #include "kernels/labels.h"
 #include "kernels/matrix.h"
 #include "kernels/predict.h"
+#include "kernels/project.h"
 #include "kernels/rope.h"
+#include "kernels/rotate_append.h"
 #include "kernels/rows.h"
 #include "kernels/sample.h"
 #include "kernels/select.h"
+#include "kernels/step.h"
 
 namespace sparsekv {
 
 // The operations of the forward pass. One instance belongs to one thread (the worker's device
-// thread), which calls in program order; results are complete in program order too. Pointers are
-// memory of the backend's device. Every operation keeps the invariance rule: what it computes for a
-// token depends on that token's inputs alone, to the bit, whatever the batch, the token's place in
-// it, the chunk or the number of threads.
+// thread), which calls in program order. Every operation keeps the invariance rule: what it
+// computes for a token depends on that token's inputs alone, to the bit, whatever the batch, the
+// token's place in it, the chunk or the number of threads.
+//
+// Argument structs, the spans in them and the layouts that they point to are read during the call.
+// Every other pointer, those inside tables too, is memory of the backend's device, or memory that
+// the device was given with Share.
+//
+// Outside of a step an operation is complete when it returns. Between BeginStep and EndStep a
+// device may only note it; EndStep runs all of them and returns when they are complete. So nothing
+// inside a step may look at a result.
 class Backend {
  public:
   virtual ~Backend() = default;
   virtual std::string_view name() const = 0;  // e.g. "reference", "cpu (AVX2, 2 threads)"
+
+  // Whether the device's memory is the host's own, which both read at any time.
+  virtual bool host_memory() const { return true; }
+  // Memory of the device, zeroed, aligned to 256 bytes; null when there is not so much.
+  virtual std::byte* Allocate(size_t bytes);
+  virtual void Free(std::byte* memory);
+  virtual size_t free_bytes() const;  // that Allocate could still give; SIZE_MAX = not limited here
+  // Host memory that operations may be given from now on; false, with one line in `why`, when the
+  // device cannot read it where it lies. Unshare it before it goes away.
+  virtual bool Share(std::byte* host, size_t bytes, std::string* why);
+  virtual void Unshare(std::byte* host, size_t bytes);
+  // Between the host's memory and the device's; outside of steps only.
+  virtual void Upload(void* device, const void* host, size_t bytes);
+  virtual void Download(void* host, const void* device, size_t bytes);
+  // Inside the device, like an operation.
+  virtual void Copy(void* to, const void* from, size_t bytes);
+  virtual void Fill(void* to, uint8_t byte, size_t bytes);
+  // To host memory when the step ends, like an operation.
+  virtual void Fetch(void* host, const void* device, size_t bytes);
+
+  virtual void BeginStep(StepKind) {}
+  virtual void EndStep() {}
+  // Inside a step: what follows goes to that lane. A step begins on kCompute, and ends when both
+  // lanes are done.
+  virtual void UseLane(Lane) {}
+  // A point of the lane in use, after all it was given so far, and the lane in use waits for one.
+  virtual uint32_t Mark() { return 0; }
+  virtual void WaitFor(uint32_t mark) { (void)mark; }
 
   virtual void Embed(const EmbedArgs& args) = 0;
   virtual void RmsNorm(const RmsNormArgs& args) = 0;
@@ -41,7 +83,18 @@ class Backend {
   virtual void Resolve(const ResolveArgs& args) = 0;
   virtual void Forget(const ForgetArgs& args) = 0;
   virtual void CopyRows(const CopyRowsArgs& args) = 0;
+  virtual void CopyAhead(const CopyAheadArgs& args) = 0;
+  virtual void StopCopy(CopyProgress* progress) = 0;
+  virtual void ForgetRest(const ForgetRestArgs& args) = 0;
+  virtual void Overlap(const OverlapArgs& args) = 0;
   virtual SampledToken Sample(const SampleArgs& args) = 0;
+
+  // Several of these in one; composed of them where a backend has no better way.
+  virtual void Project(const ProjectArgs& args);
+  virtual void GateUp(const GateUpArgs& args);
+  virtual void RotateAppend(const RotateAppendArgs& args);
+  // Of several sequences; `tokens` [args.size()] are there when the step ends.
+  virtual void Sample(std::span<const SampleArgs> args, SampledToken* tokens);
 };
 
 // Slow and obvious: the specification that the others are compared with.
@@ -50,5 +103,21 @@ std::unique_ptr<Backend> MakeReferenceBackend();
 // SIMD chosen at run time, `threads` threads with the caller's (0 = one per core of the process's
 // affinity mask).
 std::unique_ptr<Backend> MakeCpuBackend(unsigned threads);
+
+// A CUDA device. Steps of kDecode are kept as graphs unless `graphs` is off, which changes
+// no result. Null, with one line in `why`, when this build has no CUDA, or this machine no driver
+// or no device that can run it. A call that fails later ends the process (kernels/cuda/check.h).
+std::string WhyNoCuda();              // "" = MakeCudaBackend will make one
+std::vector<size_t> CudaFreeBytes();  // of every device that can run this build
+struct CudaOptions {
+  int device = 0;
+  bool graphs = true;
+};
+std::unique_ptr<Backend> MakeCudaBackend(const CudaOptions& options, std::string* why);
+
+// Memory that the host and every device of this machine can use, zeroed: for tests, which compare
+// backends on the same buffers. Null is never returned.
+std::byte* AllocateForAll(size_t bytes);
+void FreeForAll(std::byte* memory);
 
 }  // namespace sparsekv

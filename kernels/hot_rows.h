@@ -110,9 +110,19 @@ struct CopyRowsArgs {
     const RowMove* moves = nullptr;  // [kv_heads, stride]
     size_t stride = 0;
     const Resolved* resolved = nullptr;  // [kv_heads]: `misses` moves of each KV head
+    // Where not 0, instead of all these: rows 0 .. first_rows - 1, into the same places.
+    uint32_t first_rows = 0;
+
+    uint32_t Rows(uint32_t kv_head) const {
+      return first_rows ? first_rows : resolved[kv_head].misses;
+    }
+    RowMove Move(uint32_t kv_head, uint32_t i) const {
+      return first_rows ? RowMove{i, i} : moves[kv_head * stride + i];
+    }
   };
   uint32_t kv_heads = 0;
   std::span<const Item> items;
+  struct CopyTimes* times = nullptr;  // copy_ahead.h; devices that copy on their own note them here
 };
 
 }  // namespace sparsekv

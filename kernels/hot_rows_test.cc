@@ -3,7 +3,7 @@
 #include <map>
 #include <set>
 
-#include "kernels/test_cases.h"
+#include "kernels/hot_rows_cases.h"
 
 namespace sparsekv::testing {
 namespace {
@@ -75,85 +75,36 @@ class ObviousCache {
   std::map<uint32_t, uint32_t> use_of_, slot_of_, token_of_;
 };
 
-// One row set on its own little device, and the host rows that it caches.
-struct RowSet {
-  RowSet(Random& random, uint32_t heads, uint32_t slot_count, uint32_t tokens)
-      : host(random, heads, 8, DType::kF32, {tokens}),
-        device(random, heads, 8, DType::kF32, {slot_count}),
-        map_layout{.sets = 3, .kv_heads = heads} {
-    host.Fill(random, 0, tokens);
-    meta.resize(size_t{device.layout().blocks} * heads * kBlockTokens);
-    const uint32_t pages = (tokens + kBlockTokens - 1) / kBlockTokens;
-    map.assign(pages * map_layout.page_bytes(), std::byte{0xFF});
-    for (uint32_t i = 0; i < pages; ++i) {
-      map_pages.push_back(map.data() + i * map_layout.page_bytes());
-    }
-    table = {.rows = device.Table(0),
-             .slots = slot_count,
-             .meta = meta.data(),
-             .map_pages = map_pages.data(),
-             .map_layout = &map_layout,
-             .set = 1};
-  }
-
-  Rows host, device;
-  MapLayout map_layout;
-  std::vector<SlotMeta> meta;
-  std::vector<std::byte> map;
-  std::vector<std::byte*> map_pages;
-  SlotTable table;
-};
-
-// The parameter: threads of the cpu backend, 0 = the reference.
-class HotRowsTest : public ::testing::TestWithParam<unsigned> {
+class HotRowsTest : public BackendTest {
  protected:
-  std::unique_ptr<Backend> backend_ =
-      GetParam() ? MakeCpuBackend(GetParam()) : MakeReferenceBackend();
-};
+  // One sequence's slots, and the obvious cache that must always agree with them.
+  struct Subject {
+    Subject(Random& random, uint32_t heads, uint32_t slots, uint32_t tokens)
+        : set(random, heads, slots, tokens),
+          model(heads, ObviousCache(slots)),
+          lists(heads, slots + 3),
+          kv_heads(heads),
+          last_token(tokens - 1) {}
 
-// Mostly rows of a slowly moving window and some from anywhere, ascending, the newest always.
-std::vector<uint32_t> RandomList(Random& random, uint32_t count, uint32_t tokens, uint32_t step) {
-  std::set<uint32_t> list = {tokens - 1};
-  while (list.size() < count) {
-    const uint32_t near = (step / 4 + random.Between(0, count * 3 / 2)) % tokens;
-    list.insert(random.Between(0, 3) ? near : random.Between(0, tokens - 1));
-  }
-  return {list.begin(), list.end()};
-}
+    RowSet set;
+    std::vector<ObviousCache> model;
+    Lists lists;
+    uint32_t kv_heads, last_token;
+    Shared<CopyProgress> progress = Shared<CopyProgress>(1);
+  };
 
-struct Lists {
-  Lists(uint32_t heads, size_t most)
-      : stride(most),
-        rows(heads * most),
-        slots(heads * most),
-        misses(heads * most),
-        counts(heads) {}
-
-  size_t stride;
-  std::vector<uint32_t> rows, slots;
-  std::vector<RowMove> misses;
-  std::vector<Resolved> counts;
-};
-
-// 10,000 steps of prediction, given up at a random place, and truth, against the obvious cache.
-TEST_P(HotRowsTest, EqualsAnObviousCacheOver10000Steps) {
-  constexpr uint32_t kHeads = 2, kSlots = 96, kTokens = 400;
-  Random random(7);
-  RowSet set(random, kHeads, kSlots, kTokens);
-  std::vector<ObviousCache> model(kHeads, ObviousCache(kSlots));
-  Lists lists(kHeads, kSlots + 3);
-
-  auto resolve = [&](uint32_t step, bool truth, bool clear) {
-    const uint32_t count = random.Between(1, kSlots * 2 / 3);
-    for (uint32_t head = 0; head < kHeads; ++head) {
-      const auto list = RandomList(random, count, kTokens, step);
+  void Resolve(Random& random, Subject& subject, uint32_t step, bool truth, bool clear) {
+    Lists& lists = subject.lists;
+    const uint32_t count = random.Between(1, subject.set.table.slots * 2 / 3);
+    for (uint32_t head = 0; head < subject.kv_heads; ++head) {
+      const auto list = RandomList(random, count, subject.last_token + 1, step);
       std::copy(list.begin(), list.end(), lists.rows.begin() + head * lists.stride);
     }
     const uint32_t hit = 4 * step + (truth ? 2 : 1), miss = 4 * step + (truth ? 2 : 0);
-    const ResolveArgs::Item item = {.table = set.table,
+    const ResolveArgs::Item item = {.table = subject.set.table,
                                     .rows = lists.rows.data(),
                                     .count = count,
-                                    .current = truth ? kTokens - 1 : kNoToken,
+                                    .current = truth ? subject.last_token : kNoToken,
                                     .clear = clear,
                                     .hit_stamp = hit,
                                     .miss_stamp = miss,
@@ -162,12 +113,12 @@ TEST_P(HotRowsTest, EqualsAnObviousCacheOver10000Steps) {
                                     .misses = lists.misses.data(),
                                     .miss_stride = lists.stride,
                                     .resolved = lists.counts.data()};
-    backend_->Resolve({.kv_heads = kHeads, .stride = lists.stride, .items = {&item, 1}});
-    for (uint32_t head = 0; head < kHeads; ++head) {
-      if (clear) model[head].Clear();
+    backend().Resolve({.kv_heads = subject.kv_heads, .stride = lists.stride, .items = {&item, 1}});
+    for (uint32_t head = 0; head < subject.kv_heads; ++head) {
+      if (clear) subject.model[head].Clear();
       const uint32_t* rows = lists.rows.data() + head * lists.stride;
-      const auto expected = model[head].Resolve({rows, rows + count}, item.current, hit, miss,
-                                                truth ? 4 * step : kNoToken);
+      const auto expected = subject.model[head].Resolve({rows, rows + count}, item.current, hit,
+                                                        miss, truth ? 4 * step : kNoToken);
       ASSERT_EQ(lists.counts[head].hits, expected.hits);
       ASSERT_EQ(lists.counts[head].useful, expected.useful);
       ASSERT_EQ(lists.counts[head].misses, expected.misses.size());
@@ -179,22 +130,64 @@ TEST_P(HotRowsTest, EqualsAnObviousCacheOver10000Steps) {
         ASSERT_EQ(lists.misses[head * lists.stride + i].slot, expected.misses[i].second);
       }
     }
-  };
+  }
 
-  for (uint32_t step = 1; step <= 10000 && !HasFatalFailure(); ++step) {
-    const bool clear = random.Between(0, 99) == 0, predict = random.Between(0, 3) != 0;
-    if (predict) {
-      resolve(step, /*truth=*/false, clear);
-      for (uint32_t head = 0; head < kHeads; ++head) {
-        const uint32_t misses = lists.counts[head].misses, done = random.Between(0, misses);
-        const std::span moves(lists.misses.data() + head * lists.stride, misses);
-        const ForgetArgs::Item item = {set.table, head, moves.subspan(done)};
-        backend_->Forget({.items = {&item, 1}});
-        for (const RowMove& move : item.moves) model[head].Forget(move.token);
+  // A host counted which rows of each head were brought.
+  void Forget(Random& random, Subject& subject) {
+    for (uint32_t head = 0; head < subject.kv_heads; ++head) {
+      const uint32_t misses = subject.lists.counts[head].misses;
+      const std::span moves(subject.lists.misses.data() + head * subject.lists.stride, misses);
+      const ForgetArgs::Item item = {subject.set.table, head,
+                                     moves.subspan(random.Between(0, misses))};
+      backend().Forget({.items = {&item, 1}});
+      for (const RowMove& move : item.moves) subject.model[head].Forget(move.token);
+    }
+  }
+
+  // The device counted slices of all heads' rows.
+  void ForgetRest(Random& random, Subject& subject) {
+    const Lists& lists = subject.lists;
+    subject.progress[0].slices = random.Between(0, 4);
+    const ForgetRestArgs::Item item = {subject.set.table, lists.misses.data(), lists.stride,
+                                       lists.counts.data()};
+    backend().ForgetRest(
+        {.kv_heads = subject.kv_heads, .items = {&item, 1}, .progress = subject.progress.data()});
+    uint32_t left = subject.progress[0].slices * kCopySliceRows;
+    for (uint32_t head = 0; head < subject.kv_heads; ++head) {
+      for (uint32_t i = 0; i < lists.counts[head].misses; ++i) {
+        if (left > 0) {
+          --left;
+        } else {
+          subject.model[head].Forget(lists.misses[head * lists.stride + i].token);
+        }
       }
     }
-    resolve(step, /*truth=*/true, clear && !predict);
   }
+
+  // Steps of prediction, given up at a random place, and truth.
+  void CheckSteps(Random& random, Subject& subject, uint32_t steps) {
+    for (uint32_t step = 1; step <= steps && !HasFatalFailure(); ++step) {
+      const bool clear = random.Between(0, 99) == 0, predict = random.Between(0, 3) != 0;
+      if (predict) {
+        Resolve(random, subject, step, /*truth=*/false, clear);
+        random.Between(0, 1) ? Forget(random, subject) : ForgetRest(random, subject);
+      }
+      Resolve(random, subject, step, /*truth=*/true, clear && !predict);
+    }
+  }
+};
+SPARSEKV_ON_ONE_INSTRUCTION_SET(HotRowsTest);
+
+TEST_P(HotRowsTest, EqualsAnObviousCacheOver10000Steps) {
+  Random random(7);
+  Subject subject(random, 2, 96, 400);
+  CheckSteps(random, subject, 10000);
+}
+
+TEST_P(HotRowsTest, EqualsAnObviousCacheOnLargeTables) {
+  Random random(8);
+  Subject subject(random, 2, 3000, 20000);
+  CheckSteps(random, subject, 4);
 }
 
 // Whatever was hot, what is attended through slots is what lies on the host: rows are brought
@@ -208,6 +201,7 @@ TEST_P(HotRowsTest, SlotsHoldTheRowsOfTheHost) {
     sets.push_back(std::make_unique<RowSet>(random, kHeads, slots, 300));
     lists.push_back(std::make_unique<Lists>(kHeads, 130));
   }
+  Shared<CopyTimes> times(1);
   for (uint32_t step = 1; step <= kSteps; ++step) {
     std::vector<ResolveArgs::Item> resolve;
     std::vector<CopyRowsArgs::Item> copy;
@@ -233,8 +227,15 @@ TEST_P(HotRowsTest, SlotsHoldTheRowsOfTheHost) {
                       .stride = 130,
                       .resolved = lists[s]->counts.data()});
     }
-    backend_->Resolve({.kv_heads = kHeads, .stride = 130, .items = resolve});
-    backend_->CopyRows({.kv_heads = kHeads, .items = copy});
+    backend().Resolve({.kv_heads = kHeads, .stride = 130, .items = resolve});
+    times[0] = {};
+    backend().CopyRows({.kv_heads = kHeads, .items = copy, .times = times.data()});
+    EXPECT_LE(times[0].begin_ns, times[0].end_ns);
+    if (backend().host_memory()) {
+      EXPECT_EQ(times[0].end_ns, 0u) << "the caller knows";
+    } else if (lists[0]->counts[0].misses > 0) {
+      EXPECT_GT(times[0].begin_ns, 0u);
+    }
     for (size_t s = 0; s < sets.size(); ++s) {
       for (uint32_t head = 0; head < kHeads; ++head) {
         for (uint32_t i = 0; i < resolve[s].count; ++i) {
@@ -250,74 +251,42 @@ TEST_P(HotRowsTest, SlotsHoldTheRowsOfTheHost) {
   }
 }
 
-TEST_P(HotRowsTest, ExpandedQueryHasTheChannelsAndZerosElsewhere) {
-  Random random(3);
-  const uint32_t kv_heads = 2, group = 3, dim = 16, width = 4, tokens = 5;
-  const auto compact = random.Normals(size_t{tokens} * kv_heads * group * width);
-  const std::vector<uint16_t> channels = {3, 11, 0, 8, 7, 15, 15, 7};
-  Output<float> q(size_t{tokens} * kv_heads * group * dim);
-  std::vector<float> values = compact;
-  for (size_t i = 0; i < values.size() / width; ++i) {  // head 1 names its channels twice
-    if (i % (kv_heads * group) >= group) {
-      values[i * width + 3] = values[i * width];
-      values[i * width + 2] = values[i * width + 1];
+// A dense sequence's layer comes whole, beside the rows of a list; once as a prefetch.
+TEST_P(HotRowsTest, FirstRowsGoToTheSamePlaces) {
+  constexpr uint32_t kHeads = 2, kTokens = 300;
+  Random random(12);
+  for (const bool ahead : {false, true}) {
+    RowSet whole(random, kHeads, kTokens, kTokens), listed(random, kHeads, 100, kTokens);
+    const Shared<std::byte> before = whole.device.pool();
+    Shared<RowMove> moves = {{5, 9}, {299, 0}, {64, 64}, {0, 1}};
+    Shared<Resolved> counts = {{.misses = 2}, {.misses = 1}};
+    const uint32_t rows = random.Between(1, kTokens - 1);
+    const CopyRowsArgs::Item items[] = {
+        {listed.host.Table(0), listed.table.rows, moves.data(), 2, counts.data()},
+        {.from = whole.host.Table(0), .to = whole.table.rows, .first_rows = rows}};
+    Shared<CopyProgress> progress(1);
+    if (ahead) {
+      backend().CopyAhead({.kv_heads = kHeads, .items = items, .progress = progress.data()});
+      EXPECT_GE(progress[0].slices * kCopySliceRows, 3 + kHeads * rows);
+    } else {
+      backend().CopyRows({.kv_heads = kHeads, .items = items});
+    }
+    const size_t bytes = whole.host.layout().row_bytes();
+    const auto expect_row = [&](RowSet& set, uint32_t head, RowMove move) {
+      ASSERT_EQ(std::memcmp(set.host.Table(0).Row(head, move.token),
+                            set.table.rows.Row(head, move.slot), bytes),
+                0);
+    };
+    expect_row(listed, 0, moves[0]);
+    expect_row(listed, 0, moves[1]);
+    expect_row(listed, 1, moves[2]);
+    for (uint32_t head = 0; head < kHeads; ++head) {
+      for (uint32_t i = 0; i < rows; ++i) expect_row(whole, head, {i, i});
+      const std::byte* next = whole.table.rows.Row(head, rows);
+      ASSERT_EQ(std::memcmp(next, before.data() + (next - whole.device.pool().data()), bytes), 0);
     }
   }
-  backend_->ExpandQuery({.compact = values.data(),
-                         .channels = channels.data(),
-                         .tokens = tokens,
-                         .kv_heads = kv_heads,
-                         .group = group,
-                         .head_dim = dim,
-                         .width = width,
-                         .q = q.data()});
-  EXPECT_TRUE(q.MarginsUntouched());
-  for (uint32_t i = 0; i < tokens * kv_heads * group; ++i) {
-    std::vector<float> expected(dim, 0.0f);
-    const uint32_t kv_head = i % (kv_heads * group) / group;
-    for (uint32_t j = 0; j < width; ++j) {
-      expected[channels[kv_head * width + j]] = values[i * width + j];
-    }
-    ExpectSameBits(q.data() + i * dim, expected.data(), dim, "q");
-  }
 }
-
-TEST_P(HotRowsTest, ExtrapolationFollowsTheDrift) {
-  const std::vector<float> x = {1, 2, 10, 20}, previous = {0, 1, 7, 7};
-  std::vector<float> drift = {0, 0, 0.5, 1, 100, 200};  // [3 layers, 2]
-  Output<float> out(4);
-  const ExtrapolateArgs::Item item = {.token = 1, .drift = drift.data(), .rate = 0.5f};
-  backend_->Extrapolate({.x = x.data(),
-                         .previous = previous.data(),
-                         .tokens = 2,
-                         .width = 2,
-                         .layer = 1,
-                         .items = {&item, 1},
-                         .out = out.data()});
-  EXPECT_TRUE(out.MarginsUntouched());
-  EXPECT_EQ(drift, (std::vector<float>{0, 0, 1.75, 7, 100, 200}));
-  ExpectSameBits(out.data(), std::vector<float>{1, 2, 110, 220}.data(), 4, "out");
-  backend_->Extrapolate(
-      {.x = x.data(), .tokens = 2, .width = 2, .layer = 0, .items = {&item, 1}, .out = out.data()});
-  EXPECT_EQ(drift, (std::vector<float>{0, 0, 1.75, 7, 100, 200}));
-  ExpectSameBits(out.data(), std::vector<float>{1, 2, 11.75, 27}.data(), 4, "layer 0");
-}
-
-TEST_P(HotRowsTest, CosineOfKnownVectors) {
-  const std::vector<float> a = {1, 0, 2, 2, 0, 0}, b = {1, 1, -4, -4, 1, 1};
-  Output<float> out(3);
-  backend_->Cosine({.a = a.data(), .b = b.data(), .tokens = 3, .width = 2, .out = out.data()});
-  EXPECT_TRUE(out.MarginsUntouched());
-  EXPECT_FLOAT_EQ(out[0], std::sqrt(0.5f));
-  EXPECT_FLOAT_EQ(out[1], -1.0f);
-  EXPECT_EQ(out[2], 0.0f);
-}
-
-INSTANTIATE_TEST_SUITE_P(Backends, HotRowsTest, ::testing::Values(0u, 1u, 3u),
-                         [](const auto& threads) {
-                           return threads.param ? "cpu" + std::to_string(threads.param)
-                                                : std::string("reference");
-                         });
 
 }  // namespace
 }  // namespace sparsekv::testing

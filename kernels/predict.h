@@ -49,4 +49,17 @@ struct CosineArgs {
   float* out = nullptr;  // [tokens]
 };
 
+// common[kv_head] = how many values the ascending lists a and b of the KV head share.
+struct OverlapArgs {
+  struct Item {
+    const uint32_t* a = nullptr;  // [kv_heads, a_stride]
+    const uint32_t* b = nullptr;  // [kv_heads, b_stride]
+    size_t a_stride = 0, b_stride = 0;
+    uint32_t a_count = 0, b_count = 0;
+    uint32_t* common = nullptr;  // [kv_heads]
+  };
+  uint32_t kv_heads = 0;
+  std::span<const Item> items;
+};
+
 }  // namespace sparsekv

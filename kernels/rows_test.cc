@@ -5,42 +5,8 @@
 namespace sparsekv::testing {
 namespace {
 
-class RowsTest : public CpuTest {};
-SPARSEKV_ON_EVERY_CPU(RowsTest);
-
-TEST(HalfTest, EveryF16SurvivesTheRoundTrip) {
-  for (uint32_t bits = 0; bits < 65536; ++bits) {
-    const float value = FromF16(static_cast<uint16_t>(bits));
-    if (std::isnan(value)) {
-      EXPECT_TRUE(std::isnan(FromF16(ToF16(value))));
-    } else {
-      EXPECT_EQ(ToF16(value), bits);
-    }
-  }
-}
-
-TEST(HalfTest, F16RoundsToNearestEven) {
-  for (uint32_t bits = 0; bits < 0x7BFF; ++bits) {  // every neighbouring pair of finite values
-    const double low = FromF16(static_cast<uint16_t>(bits));
-    const double high = FromF16(static_cast<uint16_t>(bits + 1));
-    const float middle = static_cast<float>((low + high) / 2);
-    EXPECT_EQ(ToF16(middle), bits % 2 == 0 ? bits : bits + 1);
-    EXPECT_EQ(ToF16(std::nextafter(middle, 0.0f)), bits);
-    EXPECT_EQ(ToF16(-std::nextafter(middle, 1e9f)), (bits + 1) | 0x8000u);
-  }
-  EXPECT_EQ(ToF16(65519.9f), 0x7BFF);
-  EXPECT_EQ(ToF16(65520.0f), 0x7C00);
-  EXPECT_EQ(ToF16(std::numeric_limits<float>::infinity()), 0x7C00);
-}
-
-TEST(HalfTest, Bf16RoundsToNearestEven) {
-  EXPECT_EQ(ToBf16(1.0f), 0x3F80);
-  EXPECT_EQ(ToBf16(std::bit_cast<float>(0x3F808000u)), 0x3F80);  // ties to the even one
-  EXPECT_EQ(ToBf16(std::bit_cast<float>(0x3F818000u)), 0x3F82);
-  EXPECT_EQ(ToBf16(std::bit_cast<float>(0x3F808001u)), 0x3F81);
-  EXPECT_EQ(ToBf16(std::bit_cast<float>(0x7F7FFFFFu)), 0x7F80);  // up to infinity
-  EXPECT_TRUE(std::isnan(FromBf16(ToBf16(std::bit_cast<float>(0x7F800001u)))));
-}
+class RowsTest : public BackendTest {};
+SPARSEKV_ON_EVERY_BACKEND(RowsTest);
 
 // A step of two sequences with a token between them that belongs to neither.
 std::vector<StepSpan> Spans(Random& random) {
@@ -63,15 +29,15 @@ TEST_P(RowsTest, AppendRowsWritesItsRowsAndNothingElse) {
     const std::vector<StepSpan> spans = Spans(random);
     Rows rows(random, kv_heads, head_dim, dtype, Ends(spans));
     const size_t tokens = spans[1].first + spans[1].tokens;
-    const std::vector<float> k = random.Normals(tokens * kv_heads * head_dim);
-    const std::vector<float> v = random.Normals(tokens * kv_heads * head_dim);
+    const Shared<float> k = random.Normals(tokens * kv_heads * head_dim);
+    const Shared<float> v = random.Normals(tokens * kv_heads * head_dim);
     const AppendRowsArgs::Item items[] = {{spans[0], rows.Table(0)}, {spans[1], rows.Table(1)}};
     const AppendRowsArgs args{.k = k.data(), .v = v.data(), .items = items};
-    const std::vector<std::byte> before = rows.pool();
+    const Shared<std::byte> before = rows.pool();
     reference().AppendRows(args);
-    const std::vector<std::byte> expected = rows.pool();
+    const Shared<std::byte> expected = rows.pool();
     rows.pool().assign(before.begin(), before.end());
-    cpu().AppendRows(args);
+    backend().AppendRows(args);
     EXPECT_TRUE(rows.pool() == expected);
     // And by hand: the last value of the last token's last head.
     const std::byte* row = rows.Table(1).Row(kv_heads - 1, spans[1].position + spans[1].tokens - 1);
@@ -86,15 +52,15 @@ TEST_P(RowsTest, AppendLabelsRoundsThroughTheRow) {
     const uint32_t head_dim = 32;
     const uint32_t channels = random.Between(1, 9);
     const std::vector<StepSpan> spans = Spans(random);
-    const std::vector<uint16_t> chosen = Labels::Channels(random, kv_heads, head_dim, channels);
+    const Shared<uint16_t> chosen = Labels::Channels(random, kv_heads, head_dim, channels);
     Labels got(kv_heads, channels, Ends(spans));
     Labels expected(kv_heads, channels, Ends(spans));
     const size_t tokens = spans[1].first + spans[1].tokens;
-    const std::vector<float> k = random.Normals(tokens * kv_heads * head_dim);
+    const Shared<float> k = random.Normals(tokens * kv_heads * head_dim);
     for (Labels* labels : {&got, &expected}) {
       const AppendLabelsArgs::Item items[] = {{spans[0], labels->Table(0)},
                                               {spans[1], labels->Table(1)}};
-      (labels == &got ? cpu() : reference())
+      (labels == &got ? backend() : reference())
           .AppendLabels({.k = k.data(),
                          .kv_heads = kv_heads,
                          .head_dim = head_dim,

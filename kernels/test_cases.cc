@@ -3,29 +3,63 @@
 #include <hwy/highway.h>
 
 namespace sparsekv::testing {
+namespace {
 
-std::vector<CpuCase> CpuCases() {
-  std::vector<CpuCase> cases;
-  for (int64_t left = hwy::SupportedTargets() & HWY_TARGETS; left != 0; left &= left - 1) {
-    for (unsigned threads : {1u, 3u}) cases.push_back({left & -left, threads});
+// One of each for the whole process, so that a test meets what others left in it (graphs, scratch).
+// Never destroyed: the CUDA runtime may end before the statics of this file do.
+std::shared_ptr<Backend> Cuda(bool graphs) {
+  static auto* const backends = new std::shared_ptr<Backend>[2];
+  std::string why;
+  if (!backends[graphs]) backends[graphs] = MakeCudaBackend({.graphs = graphs}, &why);
+  return backends[graphs];
+}
+
+std::shared_ptr<Backend> Make(const BackendCase& wanted, bool other) {
+  switch (wanted.kind) {
+    case BackendCase::Kind::kReference:
+      return MakeReferenceBackend();
+    case BackendCase::Kind::kCpu:
+      return MakeCpuBackend(!other ? wanted.threads : wanted.threads == 1 ? 2 : 1);
+    case BackendCase::Kind::kCuda:
+      return Cuda(/*graphs=*/!other);
   }
-  return cases;
+  return nullptr;
 }
 
-std::string CpuCaseName(const ::testing::TestParamInfo<CpuCase>& info) {
-  return std::string(hwy::TargetName(info.param.target)) + "_" + std::to_string(info.param.threads);
+}  // namespace
+
+std::string BackendCaseName(const ::testing::TestParamInfo<BackendCase>& info) {
+  const BackendCase& param = info.param;
+  if (param.kind == BackendCase::Kind::kReference) return "reference";
+  if (param.kind == BackendCase::Kind::kCuda) return "cuda";
+  return std::string(hwy::TargetName(param.target)) + "_" + std::to_string(param.threads);
 }
 
-void CpuTest::SetUp() {
-  hwy::SetSupportedTargetsForTest(GetParam().target);
-  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-  cpu_ = MakeCpuBackend(GetParam().threads);
-  ASSERT_NE(cpu_->name().find(hwy::TargetName(GetParam().target)), std::string::npos);
+void BackendTest::SetUp() {
+  if (GetParam().kind == BackendCase::Kind::kCpu) {
+    hwy::SetSupportedTargetsForTest(GetParam().target);
+    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  }
+  backend_ = Make(GetParam(), /*other=*/false);
+  ASSERT_NE(backend_, nullptr);
+  if (GetParam().kind == BackendCase::Kind::kCpu) {
+    ASSERT_NE(backend_->name().find(hwy::TargetName(GetParam().target)), std::string::npos);
+  }
 }
 
-void CpuTest::TearDown() {
+void BackendTest::TearDown() {
   hwy::SetSupportedTargetsForTest(0);
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+}
+
+Backend& BackendTest::other() {
+  if (!other_) other_ = Make(GetParam(), /*other=*/true);
+  return *other_;
+}
+
+std::vector<StepKind> BackendTest::Kinds() const {
+  if (backend_->host_memory()) return {StepKind::kPrompt};
+  return {StepKind::kPrompt, StepKind::kDecode};
 }
 
 }  // namespace sparsekv::testing

@@ -1,7 +1,7 @@
 #pragma once
 
 // What the tests of the operations share: random inputs in every element type, sequences scattered
-// over pools, outputs whose every byte is watched, and the CPU backend on every instruction set.
+// over pools, outputs whose every byte is watched, and the backends that they are run on.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -21,6 +21,21 @@
 
 namespace sparsekv::testing {
 
+// Memory that the host and every device can use: for all that a backend is given as a pointer.
+// Spans, layouts and argument structs are the host's (backend.h).
+template <typename T>
+struct SharedAllocator {
+  using value_type = T;
+  SharedAllocator() = default;
+  template <typename U>
+  SharedAllocator(const SharedAllocator<U>&) {}
+  T* allocate(size_t count) { return reinterpret_cast<T*>(AllocateForAll(count * sizeof(T))); }
+  void deallocate(T* memory, size_t) { FreeForAll(reinterpret_cast<std::byte*>(memory)); }
+  friend bool operator==(const SharedAllocator&, const SharedAllocator&) { return true; }
+};
+template <typename T>
+using Shared = std::vector<T, SharedAllocator<T>>;
+
 class Random {
  public:
   explicit Random(uint32_t seed) : engine_(seed) {}
@@ -31,8 +46,8 @@ class Random {
   float Normal(float deviation = 1.0f) {
     return std::normal_distribution<float>(0.0f, deviation)(engine_);
   }
-  std::vector<float> Normals(size_t count, float deviation = 1.0f) {
-    std::vector<float> values(count);
+  Shared<float> Normals(size_t count, float deviation = 1.0f) {
+    Shared<float> values(count);
     for (float& value : values) value = Normal(deviation);
     return values;
   }
@@ -40,8 +55,8 @@ class Random {
   T Pick(std::initializer_list<T> choices) {
     return *(choices.begin() + Between(0, static_cast<uint32_t>(choices.size()) - 1));
   }
-  template <typename T>
-  void Shuffle(std::vector<T>& values) {
+  template <typename Values>
+  void Shuffle(Values& values) {
     std::shuffle(values.begin(), values.end(), engine_);
   }
 
@@ -72,7 +87,7 @@ class Output {
  private:
   static constexpr size_t kMargin = 64;
   size_t count_;
-  std::vector<unsigned char> bytes_;
+  Shared<unsigned char> bytes_;
 };
 
 // Every element was written, nothing beside it, and all agree with `expected` to `tolerance`.
@@ -97,17 +112,20 @@ void ExpectSameBits(const T* got, const T* expected, size_t count, const char* w
   }
 }
 
-// A weight matrix of random values with its own memory.
+// A weight matrix of random values with its own memory. It begins `skip` elements after an aligned
+// address: checkpoints promise no more than the element's alignment.
 struct Weights {
-  Weights(Random& random, DType dtype, uint32_t rows, uint32_t cols, float deviation)
-      : bytes(size_t{rows} * cols * SizeOf(dtype)), view{bytes.data(), dtype, rows, cols} {
-    for (size_t i = 0; i < size_t{rows} * cols; ++i) {
+  Weights(Random& random, DType dtype, uint32_t rows, uint32_t cols, float deviation,
+          uint32_t skip = 0)
+      : bytes((size_t{rows} * cols + skip) * SizeOf(dtype)),
+        view{bytes.data() + skip * SizeOf(dtype), dtype, rows, cols} {
+    for (size_t i = skip; i < size_t{rows} * cols + skip; ++i) {
       StoreValue(bytes.data(), i, dtype, random.Normal(deviation));
     }
   }
   Weights(const Weights&) = delete;
 
-  std::vector<std::byte> bytes;
+  Shared<std::byte> bytes;
   WeightView view;
 };
 
@@ -148,12 +166,12 @@ class Rows {
             .layout = &layout_};
   }
   const RowLayout& layout() const { return layout_; }
-  std::vector<std::byte>& pool() { return pool_; }
+  Shared<std::byte>& pool() { return pool_; }
 
  private:
   RowLayout layout_;
-  std::vector<std::byte> pool_;
-  std::vector<std::vector<uint32_t>> tables_;
+  Shared<std::byte> pool_;
+  std::vector<Shared<uint32_t>> tables_;
 };
 
 // Label pages of sequences of the given lengths. What no token owns is NaN.
@@ -161,11 +179,14 @@ class Labels {
  public:
   Labels(uint32_t kv_heads, uint32_t channels, const std::vector<uint32_t>& lengths)
       : layout_{.layers = 2, .kv_heads = kv_heads, .channels = channels} {
+    const auto pages = [](uint32_t length) { return (length + kBlockTokens - 1) / kBlockTokens; };
+    size_t unused = 0;
+    for (uint32_t length : lengths) unused += pages(length);
+    memory_.assign(unused * layout_.page_bytes(), std::byte{0xFF});
     for (uint32_t length : lengths) {
       pages_.emplace_back();
-      for (uint32_t page = 0; page * kBlockTokens < length; ++page) {
-        memory_.emplace_back(layout_.page_bytes(), std::byte{0xFF});
-        pages_.back().push_back(memory_.back().data());
+      for (uint32_t page = 0; page < pages(length); ++page) {
+        pages_.back().push_back(memory_.data() + --unused * layout_.page_bytes());
       }
     }
   }
@@ -186,12 +207,12 @@ class Labels {
     return {.pages = pages_[sequence].data(), .layout = &layout_, .layer = 1};
   }
   const LabelLayout& layout() const { return layout_; }
-  const std::vector<std::vector<std::byte>>& memory() const { return memory_; }
+  Shared<std::byte>& memory() { return memory_; }
 
   // The channels of every KV head: distinct, in no order.
-  static std::vector<uint16_t> Channels(Random& random, uint32_t kv_heads, uint32_t head_dim,
-                                        uint32_t channels) {
-    std::vector<uint16_t> chosen;
+  static Shared<uint16_t> Channels(Random& random, uint32_t kv_heads, uint32_t head_dim,
+                                   uint32_t channels) {
+    Shared<uint16_t> chosen;
     for (uint32_t h = 0; h < kv_heads; ++h) {
       std::vector<uint16_t> all(head_dim);
       std::iota(all.begin(), all.end(), uint16_t{0});
@@ -203,33 +224,65 @@ class Labels {
 
  private:
   LabelLayout layout_;
-  std::vector<std::vector<std::byte>> memory_;
-  std::vector<std::vector<std::byte*>> pages_;
+  Shared<std::byte> memory_;
+  std::vector<Shared<std::byte*>> pages_;
 };
 
-// The CPU backend on one instruction set with a number of threads; `reference()` to compare with.
-struct CpuCase {
-  int64_t target = 0;
-  unsigned threads = 1;
+// A backend under test.
+struct BackendCase {
+  enum class Kind { kReference, kCpu, kCuda };
+  Kind kind = Kind::kReference;
+  int64_t target = 0;    // kCpu: the instruction set
+  unsigned threads = 0;  // kCpu
 };
 
-std::vector<CpuCase> CpuCases();  // every instruction set of this machine, 1 and 3 threads
-std::string CpuCaseName(const ::testing::TestParamInfo<CpuCase>& info);
+// What this executable tests (host_backends.cc, cuda_backends.cc). Operations that have no SIMD in
+// them need not be tried on every instruction set.
+std::vector<BackendCase> BackendCases(bool every_instruction_set);
+std::string BackendCaseName(const ::testing::TestParamInfo<BackendCase>& info);
 
-class CpuTest : public ::testing::TestWithParam<CpuCase> {
+class BackendTest : public ::testing::TestWithParam<BackendCase> {
  protected:
   void SetUp() override;
   void TearDown() override;
-  Backend& cpu() { return *cpu_; }
+
+  Backend& backend() { return *backend_; }  // under test
   Backend& reference() { return *reference_; }
+  // Another one whose results must have the same bits: the same instruction set on another number
+  // of threads; CUDA without graphs.
+  Backend& other();
+
+  bool cuda() const { return GetParam().kind == BackendCase::Kind::kCuda; }
+  bool slow() const { return GetParam().kind == BackendCase::Kind::kReference; }
+  // The kinds of step that the backend computes in different ways. Host backends know one way.
+  std::vector<StepKind> Kinds() const;
+  float Tolerance(float host, float on_cuda) const { return cuda() ? on_cuda : host; }
+  // Of sums of products. A prompt's are made of values that were rounded to 16 bits: their errors
+  // are 2^-9 at most, and 0.001 on average, of what is summed.
+  float ProductTolerance(float host, StepKind kind) const {
+    return Tolerance(host, kind == StepKind::kDecode ? 2e-4f : 3e-2f);
+  }
 
  private:
-  std::unique_ptr<Backend> cpu_;
+  std::shared_ptr<Backend> backend_, other_;
   std::unique_ptr<Backend> reference_ = MakeReferenceBackend();
 };
 
-#define SPARSEKV_ON_EVERY_CPU(Fixture)                                                         \
-  INSTANTIATE_TEST_SUITE_P(Cpu, Fixture, ::testing::ValuesIn(::sparsekv::testing::CpuCases()), \
-                           ::sparsekv::testing::CpuCaseName)
+template <typename F>
+void InStep(Backend& backend, StepKind kind, const F& operations) {
+  backend.BeginStep(kind);
+  operations();
+  backend.EndStep();
+}
+
+// An executable may have no backend to test: it says so once.
+#define SPARSEKV_ON_BACKENDS(Fixture, every_instruction_set)                         \
+  GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Fixture);                            \
+  INSTANTIATE_TEST_SUITE_P(                                                          \
+      Backends, Fixture,                                                             \
+      ::testing::ValuesIn(::sparsekv::testing::BackendCases(every_instruction_set)), \
+      ::sparsekv::testing::BackendCaseName)
+#define SPARSEKV_ON_EVERY_BACKEND(Fixture) SPARSEKV_ON_BACKENDS(Fixture, true)
+#define SPARSEKV_ON_ONE_INSTRUCTION_SET(Fixture) SPARSEKV_ON_BACKENDS(Fixture, false)
 
 }  // namespace sparsekv::testing

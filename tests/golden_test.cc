@@ -49,7 +49,9 @@ TEST_P(GoldenTest, LogitsAgree) {
   for (auto [chunk, reference] :
        {std::pair{tokens, false}, {37u, false}, {1u, false}, {tokens, true}}) {
     auto runner = LocalRunner::Make(
-        *files, {.max_tokens = tokens, .chunk_tokens = chunk, .reference = reference});
+        *files, {.max_tokens = tokens,
+                 .chunk_tokens = chunk,
+                 .backend = reference ? BackendKind::kReference : BackendKind::kCpu});
     ASSERT_TRUE(runner.ok()) << runner.status();
     double worst = 0;
     size_t row = 0;

@@ -9,20 +9,34 @@
 namespace sparsekv {
 namespace {
 
+// What depends on the backend, which may be named after it.
+void CheckBenchKernels(const KernelBenchOptions& options) {
+  const bool cuda = options.backend == "cuda";
+  if (!KernelCaseExists(options)) {
+    throw CLI::ValidationError("--filter: no case is named like \"" + options.filter + "\"");
+  }
+  if (options.full && !cuda) throw CLI::ValidationError("--full: only with --backend cuda");
+  if (options.threads > 0 && cuda) throw CLI::ValidationError("--threads: only with --backend cpu");
+}
+
 void AddBenchKernels(CLI::App& bench, Command* command) {
   auto options = std::make_shared<KernelBenchOptions>();
-  CLI::App* sub = bench.add_subcommand("kernels", "the CPU backend's operations beside ceilings");
-  sub->add_option("--threads", options->threads, "threads (default: one per core)")
+  CLI::App* sub = bench.add_subcommand("kernels", "a backend's operations beside ceilings");
+  sub->add_option("--backend", options->backend, "whose operations")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  sub->add_flag("--full", options->full, "cuda: every batch and context, in some minutes");
+  sub->add_option("--threads", options->threads, "cpu: threads (default: one per core)")
       ->check(CLI::Range(1, 1024));
   sub->add_option("--rounds", options->rounds, "repetitions, of which the median is reported")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  sub->add_option("--filter", options->filter, "only cases whose names contain this")
-      ->check([](const std::string& text) {
-        return KernelCaseExists(text) ? "" : "no case is named like \"" + text + "\"";
-      });
+  sub->add_option("--filter", options->filter, "only cases whose names contain this");
   sub->add_flag("--json", options->json, "one JSON object on one line");
-  sub->callback([=] { *command = [=] { return BenchKernels(*options); }; });
+  sub->callback([=] {
+    CheckBenchKernels(*options);
+    *command = [=] { return BenchKernels(*options); };
+  });
 }
 
 // A link is parsed with the options, so that a bad one is bad usage.
@@ -88,6 +102,14 @@ void AddBenchDecode(CLI::App& bench, Command* command) {
       ->delimiter(',')
       ->check(CLI::IsMember({"direct", "gather"}))
       ->capture_default_str();
+  sub->add_option("--backend", o->backend, "where the measured steps run")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
+  sub->add_option("--placement", o->placement, "where rows live")
+      ->check(CLI::IsMember({"resident", "offload"}))
+      ->capture_default_str();
+  sub->add_flag("!--no-graphs", o->graphs, "cuda: launch every kernel of a step by itself");
+  sub->add_flag("--dense", o->dense, "attend every row");
   sub->add_flag("!--uncorrected", o->corrected, "attend what was predicted, as in the paper");
   sub->add_option("--prefetch-percent", o->prefetch_percent, "rows to predict, of the budget")
       ->check(CLI::Range(10u, 1000u))

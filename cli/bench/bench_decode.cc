@@ -27,6 +27,7 @@ struct Case {
 };
 
 std::vector<Case> Cases(const DecodeBenchOptions& o) {
+  if (o.dense) return {Case{}};
   std::vector<Case> cases;
   for (const std::string& hot : o.hot_rows) {
     for (const std::string& predict : o.predict) {
@@ -85,10 +86,13 @@ absl::StatusOr<std::unique_ptr<LocalRunner>> DecodeBench::MakeRunner(const Case*
   LocalRunner::Options options{.max_tokens = o_.context,
                                .sequences = o_.batch,
                                .threads = o_.threads,
-                               .selection = o_.budget,
+                               .selection = o_.dense ? 0 : o_.budget,
                                .timeline = timeline};
   if (one != nullptr) {
     options.rows = {.in_place = false, .hot_rows = one->hot_rows, .predict = one->predict};
+    options.backend = BackendFor(o_.backend);
+    options.graphs = o_.graphs;
+    if (o_.placement == "resident") options.placement = RowPlacement::kResident;
     options.link = o_.link;
     options.gather = one->gather;
   }
@@ -134,7 +138,7 @@ absl::Status DecodeBench::RunCase(const Case& one) {
     timeline.Clear();
     runner.model().set_measure(step + 1 == o_.warmup + o_.steps / 2);
     const auto begin = Clock::now();
-    source_.Step(runner, step, RowBudget{.rows = o_.budget});
+    source_.Step(runner, step, o_.row_budget());
     const double took = std::chrono::duration<double>(Clock::now() - begin).count();
     if (step >= o_.warmup) seconds.push_back(took);
   }
@@ -177,13 +181,14 @@ BenchCase DecodeBench::Describe(const Case& one, LocalRunner& runner,
     if (o_.json) item.params["device_memory"][use.kind] = use.bytes;
   }
   const ModelConfig& config = source_.files().config;
-  const double labels = 2.0 * source_.files().channels->channels * o_.context;
-  const double attended = double(o_.budget) * double(row_bytes);
+  const double labels = o_.dense ? 0 : 2.0 * source_.files().channels->channels * o_.context;
+  const uint32_t attended_rows = o_.dense ? o_.context : o_.budget;
+  const double attended = double(attended_rows) * double(row_bytes);
   item.bytes = double(source_.weight_bytes()) +
                o_.batch * double(config.layers) * config.kv_heads * (labels + attended);
-  item.flops = o_.batch *
-               (double(source_.weight_bytes()) + double(config.layers) * config.heads *
-                                                     (labels + 4.0 * config.head_dim * o_.budget));
+  item.flops = o_.batch * (double(source_.weight_bytes()) +
+                           double(config.layers) * config.heads *
+                               (labels + 4.0 * config.head_dim * attended_rows));
   item.seconds_median = Median(seconds);
   item.ceiling_share = item.bytes / stream_bytes_per_s_ / item.seconds_median;
   return item;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "gpu_worker/budget.h"
 #include "gpu_worker/simulated_link.h"
 
 namespace sparsekv {
@@ -31,6 +32,12 @@ struct DecodeBenchOptions {
   uint32_t warmup = 8;
   uint32_t steps = 16;
   uint32_t threads = 0;
+  std::string backend = "cpu";     // of the measured runner; what it starts from is made on the cpu
+  std::string placement = "offload";
+  bool graphs = true;
+  bool dense = false;  // attend every row: no selection, no hot rows
+
+  RowBudget row_budget() const { return dense ? RowBudget{} : RowBudget{.rows = budget}; }
   std::string timeline;  // JSON of the last case's last step
   bool json = false;
 };

@@ -2,6 +2,7 @@
 #include <thread>
 
 #include "cli/bench/bench.h"
+#include "cli/bench/device_cases.h"
 #include "cli/bench/kernel_bench.h"
 
 namespace sparsekv {
@@ -60,15 +61,30 @@ void AddCeilings(const std::vector<KernelBench::Ceilings>& rounds, BenchReport* 
       {.name = "ceiling_fma", .flops = 1e9, .seconds_median = 1e9 / flops, .ceiling_share = 1});
 }
 
+absl::Status BenchCuda(const KernelBenchOptions& options) {
+  std::string why;
+  const std::unique_ptr<Backend> backend = MakeCudaBackend({}, &why);
+  if (!backend) return absl::FailedPreconditionError(why);
+  DeviceGrid grid = options.full ? DeviceGrid::Full() : DeviceGrid::Usual();
+  grid.bench.filter = options.filter;
+  grid.bench.timing.rounds = options.rounds;
+  const auto report = BenchDevice(*backend, grid);
+  if (!report.ok()) return report.status();
+  report->Print(options.json);
+  return absl::OkStatus();
+}
+
 }  // namespace
 
-bool KernelCaseExists(const std::string& filter) {
+bool KernelCaseExists(const KernelBenchOptions& options) {
+  if (options.backend == "cuda") return DeviceCaseExists(options.filter);
   return std::any_of(std::begin(kCaseNames), std::end(kCaseNames), [&](const std::string& name) {
-    return name.find(filter) != std::string::npos;
+    return name.find(options.filter) != std::string::npos;
   });
 }
 
 absl::Status BenchKernels(const KernelBenchOptions& options) {
+  if (options.backend == "cuda") return BenchCuda(options);
   const unsigned threads =
       options.threads > 0 ? options.threads : std::max(1u, std::thread::hardware_concurrency());
   KernelBench bench(threads);

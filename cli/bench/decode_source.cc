@@ -61,7 +61,7 @@ class RandomSource final : public DecodeSource {
       runner.Seek(s, start);
       MakeLabels(runner, s);
     }
-    if (!trace_) FindStepCosine(runner);
+    if (!trace_ && !o_.dense) FindStepCosine(runner);
     return absl::OkStatus();
   }
 
@@ -71,8 +71,7 @@ class RandomSource final : public DecodeSource {
     std::vector<LocalRunner::Step> steps;
     for (uint32_t s = 0; s < o_.batch; ++s) steps.push_back({s, {&ids[s], 1}, budget});
     if (trace_) Replay(runner, step);
-    runner.ForwardBatch(steps);
-    runner.Logits(0);
+    runner.ForwardBatch(steps, /*draw=*/true);
   }
 
  private:
@@ -207,9 +206,9 @@ class RealSource final : public DecodeSource {
     std::vector<LocalRunner::Step> steps;
     for (uint32_t s = 0; s < o_.batch; ++s) steps.push_back({s, {&next_[s], 1}, budget});
     if (trace_) Record(runner, step);
-    runner.ForwardBatch(steps);
+    runner.ForwardBatch(steps, /*draw=*/true);
     const std::vector<uint32_t> ids = next_;
-    for (uint32_t s = 0; s < o_.batch; ++s) next_[s] = Highest(runner.Logits(s));
+    for (uint32_t s = 0; s < o_.batch; ++s) next_[s] = runner.drawn()[s].id;
     if (trace_ && step + 1 == o_.warmup + o_.steps) {
       const absl::Status status = trace_->Write(o_.record);
       if (!status.ok()) spdlog::error("{}", std::string(status.message()));

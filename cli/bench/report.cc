@@ -44,8 +44,9 @@ double Median(std::vector<double> values) {
   return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
 }
 
-BenchReport::BenchReport()
-    : machine_(absl::StrCat(ProcessorName(), ", ", std::thread::hardware_concurrency(), " cores")),
+BenchReport::BenchReport(const std::string& device)
+    : machine_(absl::StrCat(device, device.empty() ? "" : "; ", ProcessorName(), ", ",
+                            std::thread::hardware_concurrency(), " cores")),
       git_(kGitRevision) {}
 
 std::string BenchReport::Text(bool json) const {

@@ -21,7 +21,8 @@ struct BenchCase {
 // What every `sparsekv bench` prints.
 class BenchReport {
  public:
-  BenchReport();  // of this machine, built from this revision
+  // Of this machine, built from this revision; `device`: what was measured is not its processor.
+  explicit BenchReport(const std::string& device = "");
 
   void Add(BenchCase item) { cases_.push_back(std::move(item)); }
 

@@ -6,6 +6,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cpu/operations.h"
+#include "kernels/plain.h"
 
 namespace sparsekv {
 namespace {
@@ -42,8 +43,13 @@ class CpuBackend final : public Backend {
   void ExpandQuery(const ExpandQueryArgs& args) override { cpu::ExpandQuery(args, context_); }
   void Cosine(const CosineArgs& args) override { cpu::Cosine(args, context_); }
   void Resolve(const ResolveArgs& args) override { cpu::Resolve(args, context_); }
-  void Forget(const ForgetArgs& args) override { cpu::Forget(args, context_); }
   void CopyRows(const CopyRowsArgs& args) override { cpu::CopyRows(args, context_); }
+  void Forget(const ForgetArgs& args) override { plain::Forget(args); }
+  void CopyAhead(const CopyAheadArgs& args) override { plain::CopyAhead(args); }
+  void StopCopy(CopyProgress* progress) override { plain::StopCopy(progress); }
+  void ForgetRest(const ForgetRestArgs& args) override { plain::ForgetRest(args); }
+  void Overlap(const OverlapArgs& args) override { plain::Overlap(args); }
+  using Backend::Sample;
   SampledToken Sample(const SampleArgs& args) override { return cpu::Sample(args, context_); }
 
  private:

@@ -1,8 +1,8 @@
 #include <algorithm>
-#include <cstring>
 
 #include "base/check.h"
 #include "kernels/cpu/operations.h"
+#include "kernels/plain.h"
 
 namespace sparsekv::cpu {
 namespace {
@@ -89,17 +89,6 @@ void Resolve(const ResolveArgs& args, Context& context) {
   });
 }
 
-void Forget(const ForgetArgs& args, Context&) {
-  for (const ForgetArgs::Item& item : args.items) {
-    for (const RowMove& move : item.moves) {
-      SlotMeta& meta = item.table.Meta(item.kv_head, move.slot);
-      CHECK_EQ(meta.token, move.token);
-      item.table.SlotOf(item.kv_head, move.token) = kNotHot;
-      meta = SlotMeta{};
-    }
-  }
-}
-
 void CopyRows(const CopyRowsArgs& args, Context& context) {
   struct Task {
     const CopyRowsArgs::Item* item;
@@ -109,20 +98,15 @@ void CopyRows(const CopyRowsArgs& args, Context& context) {
   std::vector<Task> tasks;
   for (const CopyRowsArgs::Item& item : args.items) {
     for (uint32_t head = 0; head < args.kv_heads; ++head) {
-      for (uint32_t i = 0; i < item.resolved[head].misses; i += kCopyRows) {
+      for (uint32_t i = 0; i < item.Rows(head); i += kCopyRows) {
         tasks.push_back({&item, head, i});
       }
     }
   }
   context.pool.Run(static_cast<uint32_t>(tasks.size()), [&](uint32_t t, unsigned) {
     const Task& task = tasks[t];
-    const size_t bytes = task.item->from.layout->row_bytes();
-    const RowMove* moves = task.item->moves + task.head * task.item->stride;
-    const uint32_t end = std::min(task.first + kCopyRows, task.item->resolved[task.head].misses);
-    for (uint32_t i = task.first; i < end; ++i) {
-      std::memcpy(task.item->to.Row(task.head, moves[i].slot),
-                  task.item->from.Row(task.head, moves[i].token), bytes);
-    }
+    const uint32_t end = std::min(task.first + kCopyRows, task.item->Rows(task.head));
+    for (uint32_t i = task.first; i < end; ++i) plain::CopyRow(*task.item, task.head, i);
   });
 }
 

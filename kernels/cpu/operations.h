@@ -35,7 +35,6 @@ void Extrapolate(const ExtrapolateArgs& args, Context& context);
 void ExpandQuery(const ExpandQueryArgs& args, Context& context);
 void Cosine(const CosineArgs& args, Context& context);
 void Resolve(const ResolveArgs& args, Context& context);
-void Forget(const ForgetArgs& args, Context& context);
 void CopyRows(const CopyRowsArgs& args, Context& context);
 SampledToken Sample(const SampleArgs& args, Context& context);
 

@@ -1,8 +1,8 @@
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "base/check.h"
+#include "kernels/plain.h"
 #include "kernels/reference/operations.h"
 
 namespace sparsekv::reference {
@@ -71,25 +71,10 @@ void Resolve(const ResolveArgs& args) {
   }
 }
 
-void Forget(const ForgetArgs& args) {
-  for (const ForgetArgs::Item& item : args.items) {
-    for (const RowMove& move : item.moves) {
-      SlotMeta& meta = item.table.Meta(item.kv_head, move.slot);
-      CHECK_EQ(meta.token, move.token);
-      item.table.SlotOf(item.kv_head, move.token) = kNotHot;
-      meta = SlotMeta{};
-    }
-  }
-}
-
 void CopyRows(const CopyRowsArgs& args) {
   for (const CopyRowsArgs::Item& item : args.items) {
     for (uint32_t head = 0; head < args.kv_heads; ++head) {
-      for (uint32_t i = 0; i < item.resolved[head].misses; ++i) {
-        const RowMove& move = item.moves[head * item.stride + i];
-        std::memcpy(item.to.Row(head, move.slot), item.from.Row(head, move.token),
-                    item.from.layout->row_bytes());
-      }
+      for (uint32_t i = 0; i < item.Rows(head); ++i) plain::CopyRow(item, head, i);
     }
   }
 }

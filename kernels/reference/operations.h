@@ -19,7 +19,6 @@ void Extrapolate(const ExtrapolateArgs& args);
 void ExpandQuery(const ExpandQueryArgs& args);
 void Cosine(const CosineArgs& args);
 void Resolve(const ResolveArgs& args);
-void Forget(const ForgetArgs& args);
 void CopyRows(const CopyRowsArgs& args);
 SampledToken Sample(const SampleArgs& args);
 

@@ -2,6 +2,7 @@
 #include <string_view>
 
 #include "kernels/backend.h"
+#include "kernels/plain.h"
 #include "kernels/reference/operations.h"
 
 namespace sparsekv {
@@ -25,8 +26,13 @@ class ReferenceBackend final : public Backend {
   void ExpandQuery(const ExpandQueryArgs& args) override { reference::ExpandQuery(args); }
   void Cosine(const CosineArgs& args) override { reference::Cosine(args); }
   void Resolve(const ResolveArgs& args) override { reference::Resolve(args); }
-  void Forget(const ForgetArgs& args) override { reference::Forget(args); }
   void CopyRows(const CopyRowsArgs& args) override { reference::CopyRows(args); }
+  void Forget(const ForgetArgs& args) override { plain::Forget(args); }
+  void CopyAhead(const CopyAheadArgs& args) override { plain::CopyAhead(args); }
+  void StopCopy(CopyProgress* progress) override { plain::StopCopy(progress); }
+  void ForgetRest(const ForgetRestArgs& args) override { plain::ForgetRest(args); }
+  void Overlap(const OverlapArgs& args) override { plain::Overlap(args); }
+  using Backend::Sample;
   SampledToken Sample(const SampleArgs& args) override { return reference::Sample(args); }
 };
 

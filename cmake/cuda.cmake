@@ -1,0 +1,27 @@
+# The CUDA backend is built where a toolkit is: SPARSEKV_CUDA=AUTO (default), ON (an error without
+# one) or OFF. Sets SPARSEKV_HAVE_CUDA.
+set(SPARSEKV_CUDA AUTO CACHE STRING "AUTO, ON or OFF")
+set(SPARSEKV_CUDA_ARCHITECTURES "80-real;86-real;89-real;90" CACHE STRING
+    "compute capabilities; the last one also as PTX, for newer devices")
+set(SPARSEKV_HAVE_CUDA FALSE)
+if(NOT SPARSEKV_CUDA STREQUAL "OFF")
+  find_program(SPARSEKV_NVCC nvcc HINTS ENV CUDA_HOME PATHS /usr/local/cuda/bin)
+  if(SPARSEKV_NVCC)
+    set(CMAKE_CUDA_COMPILER ${SPARSEKV_NVCC})
+    set(CMAKE_CUDA_ARCHITECTURES ${SPARSEKV_CUDA_ARCHITECTURES})
+    enable_language(CUDA)
+    find_package(CUDAToolkit 13 REQUIRED)
+    set(SPARSEKV_HAVE_CUDA TRUE)
+    # CMake 3.25 does not know that this compiler has C++20, and refuses if it must.
+    set(CMAKE_CUDA_STANDARD 20)
+    set(CMAKE_CUDA_STANDARD_REQUIRED OFF)
+    add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;--expt-relaxed-constexpr>")
+  elseif(SPARSEKV_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "SPARSEKV_CUDA=ON, but there is no nvcc in PATH, CUDA_HOME or /usr/local/cuda")
+  endif()
+endif()
+if(SPARSEKV_HAVE_CUDA)
+  message(STATUS "CUDA backend: ${CUDAToolkit_VERSION}, for ${SPARSEKV_CUDA_ARCHITECTURES}")
+else()
+  message(STATUS "CUDA backend: left out (no toolkit, or SPARSEKV_CUDA=OFF); workers run on cpu")
+endif()

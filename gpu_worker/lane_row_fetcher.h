@@ -1,0 +1,84 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "gpu_worker/row_fetcher.h"
+#include "kernels/backend.h"
+
+namespace sparsekv {
+
+// For a device that has memory of its own and runs a step without the host: what was predicted is
+// copied on the prefetch lane until its layer begins, what is missing on the compute lane; what
+// happened is written into a journal on the device and counted when the step is over. Predictions
+// are always corrected: nothing asks for their slots.
+class LaneRowFetcher final : public RowFetcher {
+ public:
+  struct Options {
+    RowLayout host_layout;  // the segment's pool, which the device can read
+    std::byte* host_pool = nullptr;
+    Backend* backend = nullptr;
+    uint32_t layers = 0;
+    std::byte* lists = nullptr;  // set_slots * ListBytesPerSlot(kv_heads)
+    uint32_t set_slots = 0;      // slots that the sets of one layer have together
+    std::byte* journal = nullptr;
+    uint32_t max_batch = 0;
+  };
+  static size_t JournalBytes(uint32_t layers, uint32_t max_batch, uint32_t kv_heads);
+  explicit LaneRowFetcher(const Options& options);
+
+  void BeginStep(size_t items) override;
+  void Prefetch(uint32_t layer, std::span<const Request> requests, size_t stride,
+                bool keep) override;
+  double Settle(uint32_t layer, bool finish, LayerCounts* counts) override;
+  void Bring(uint32_t layer, std::span<const Request> requests, size_t stride,
+             LayerCounts* counts) override;
+  void Stream(uint32_t layer, const StepItem& item, uint32_t tokens, const RowTable& to,
+              LayerCounts* counts) override;
+  void FetchNotes() override;
+  void EndStep(std::vector<LayerCounts>* counts) override;
+  bool predicted(uint32_t layer, uint32_t index) const override;
+  Prediction Predicted(uint32_t layer, uint32_t index) const override;
+  uint64_t direct_bytes() const override { return direct_bytes_; }
+
+ private:
+  // Copies of one call of Prefetch or Bring, or of Stream. A call's number is its place in the
+  // journal.
+  struct Call {
+    uint32_t layer = 0;
+    bool ahead = false;
+    std::vector<const StepItem*> items;
+    std::vector<uint32_t> index;  // of the items
+    std::vector<uint32_t> count;  // rows asked for, per KV head
+    size_t first_resolved = 0;    // [items][kv_heads] in the journal
+    uint32_t mark = 0;            // ahead: when the copies are over
+    std::vector<CopyRowsArgs::Item> copies;
+    bool settled = false;
+  };
+
+  Call& Begin(uint32_t layer, bool ahead, std::span<const Request> requests);
+  void CountAhead(const Call& call, const CopyProgress& progress, LayerCounts* counts);
+  void CountBrought(const Call& call, const CopyTimes& times, LayerCounts* counts);
+  void AddStall(const Call& call, double seconds, LayerCounts* counts);
+  RowTable HostRows(uint32_t layer, const StepItem& item) const;
+  CopyProgress* progress() const;
+  CopyTimes* times() const;
+  Resolved* resolved() const;
+
+  const Options options_;
+  const uint32_t kv_heads_;
+  const size_t most_calls_;
+  std::vector<Call> calls_;  // of the step
+  size_t resolved_used_ = 0;
+  uint32_t slots_used_[2]{};
+  uint32_t open_layer_[2]{};
+  std::vector<std::vector<bool>> predicted_;  // [2][items], of the layers in open_layer_
+  std::vector<CopyProgress> progress_seen_;
+  std::vector<CopyTimes> times_seen_;
+  std::vector<Resolved> resolved_seen_;
+  uint64_t direct_bytes_ = 0;
+};
+
+}  // namespace sparsekv

@@ -1,0 +1,260 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cuda/tables.cuh"
+
+// Attention of single tokens over long lists of rows: how the work is cut, and how results of the
+// parts become one. The kernels that make the parts' results are attention_few_mma.cuh and
+// attention_few_plain.cuh.
+//
+// A unit is one split of the list of one (item, KV head), for up to kPassHeads query heads of its
+// group. Units are numbered over the whole call; a CTA takes a run of them. The warps of a CTA
+// share a unit's rows, and each has a result of its own: per query head the highest score, the sum
+// of the weights and the weighted sum of the values, unnormalised. FinishUnit merges those in the
+// order of the warps, and the splits in their order, done by whichever CTA finishes the last of
+// them. Scores are in powers of two: exp(scale * dot) = exp2(score).
+namespace sparsekv::cuda {
+namespace {
+
+constexpr uint32_t kWarp = 32;
+constexpr uint32_t kAllLanes = 0xFFFFFFFF;
+constexpr uint32_t kPassHeads = 8;  // query heads that one reading of the rows serves
+constexpr uint32_t kMostSplits = 256;
+// A result is head_dim sums, the highest score and the total weight, padded so that results keep
+// alignment and that what mma leaves in registers goes to different banks.
+constexpr uint32_t kTail = 4;
+
+struct FewItem {
+  RowsView rows;
+  const uint32_t* selection;  // null = dense
+  uint64_t selection_stride;
+  uint32_t token;  // in q and out
+  uint32_t entries;
+  uint32_t split_entries;
+  uint32_t splits;
+};
+
+struct FewCall {
+  const float* q;
+  float* out;
+  const FewItem* items;
+  const uint32_t* first_units;  // [item_count + 1]
+  uint32_t* tickets;            // [item_count, kv_heads, passes], zero before the call
+  float* partials;              // [units, pass_heads, head_dim + kTail]
+  uint32_t item_count;
+  uint32_t kv_heads;
+  uint32_t group;
+  uint32_t head_dim;
+  uint32_t passes;      // ceil(group / kPassHeads)
+  uint32_t pass_heads;  // min(group, kPassHeads)
+  float scale;          // log2(e) * the scale of the dot products
+  uint32_t unused;
+
+  __device__ uint32_t ResultFloats() const { return head_dim + kTail; }
+};
+static_assert(sizeof(FewCall) == 80);  // arguments are hashed as bytes: there is no padding
+
+// Which part a unit is.
+struct Place {
+  uint32_t item;
+  uint32_t head;
+  uint32_t split;
+  uint32_t pass;
+
+  // To the next unit. The passes over the same rows follow each other, so that later ones find them
+  // in the cache. Past the last unit, item is item_count.
+  __device__ void Advance(const FewCall& call, uint32_t splits) {
+    if (++pass < call.passes) return;
+    pass = 0;
+    if (++split < splits) return;
+    split = 0;
+    if (++head < call.kv_heads) return;
+    head = 0;
+    ++item;
+  }
+  __device__ uint32_t Heads(const FewCall& call) const {
+    return min(call.group - pass * kPassHeads, kPassHeads);
+  }
+  // Of the first query head, in q and in out.
+  __device__ uint64_t Offset(const FewCall& call, uint32_t token) const {
+    const uint64_t head_of_all =
+        (uint64_t{token} * call.kv_heads + head) * call.group + pass * kPassHeads;
+    return head_of_all * call.head_dim;
+  }
+};
+
+__device__ inline uint32_t SplitEntries(const FewItem& item, uint32_t split) {
+  return min(item.split_entries, item.entries - split * item.split_entries);
+}
+
+// The units of this CTA. As even as can be, and as many CTAs as there are units have one.
+struct Share {
+  uint32_t first;
+  uint32_t count;
+};
+
+__device__ inline Share ShareOfCta(const FewCall& call) {
+  const uint32_t units = call.first_units[call.item_count];
+  const uint32_t each = units / gridDim.x, more = units % gridDim.x;
+  return {blockIdx.x * each + min(blockIdx.x, more), each + (blockIdx.x < more ? 1 : 0)};
+}
+
+// By the whole CTA together.
+__device__ inline Place PlaceOf(const FewCall& call, uint32_t unit) {
+  uint32_t begun = 0;  // items that begin at the unit or before
+  for (uint32_t base = 0; base < call.item_count; base += blockDim.x) {
+    const uint32_t i = base + threadIdx.x;
+    begun += __syncthreads_count(i < call.item_count && call.first_units[i] <= unit);
+  }
+  Place place;
+  place.item = begun - 1;
+  const uint32_t within = unit - call.first_units[place.item];
+  const uint32_t splits = call.items[place.item].splits;
+  place.pass = within % call.passes;
+  place.split = within / call.passes % splits;
+  place.head = within / call.passes / splits;
+  return place;
+}
+
+// ---- Merging
+
+__device__ inline void AddWeighted(float4& sum, float weight, float4 value) {
+  sum.x = fmaf(weight, value.x, sum.x);
+  sum.y = fmaf(weight, value.y, sum.y);
+  sum.z = fmaf(weight, value.z, sum.z);
+  sum.w = fmaf(weight, value.w, sum.w);
+}
+
+// Merges the results [kWarps, pass_heads] of a unit in shared memory, either to a result in `to`
+// or, where the unit is the whole list, to the normalised output.
+template <uint32_t kWarps>
+__device__ void MergeWarps(const FewCall& call, const float* results, uint32_t heads, bool whole,
+                           float* to) {
+  const uint32_t floats = call.ResultFloats(), vectors = call.head_dim / 4;
+  for (uint32_t i = threadIdx.x; i < heads * vectors; i += kWarps * kWarp) {
+    const uint32_t head = i / vectors, c = (i - head * vectors) * 4;
+    const float* first = results + head * floats;
+    const uint32_t step = call.pass_heads * floats;
+    float highest = -INFINITY;
+#pragma unroll
+    for (uint32_t w = 0; w < kWarps; ++w) {
+      highest = fmaxf(highest, first[w * step + call.head_dim]);
+    }
+    float total = 0;
+    float4 sum = {0, 0, 0, 0};
+#pragma unroll
+    for (uint32_t w = 0; w < kWarps; ++w) {
+      const float* result = first + w * step;
+      const float weight = exp2f(result[call.head_dim] - highest);
+      total = fmaf(weight, result[call.head_dim + 1], total);
+      AddWeighted(sum, weight, *reinterpret_cast<const float4*>(result + c));
+    }
+    if (whole) {
+      *reinterpret_cast<float4*>(to + head * call.head_dim + c) =
+          make_float4(sum.x / total, sum.y / total, sum.z / total, sum.w / total);
+    } else {
+      *reinterpret_cast<float4*>(to + head * floats + c) = sum;
+      if (c == 0) {
+        *reinterpret_cast<float2*>(to + head * floats + call.head_dim) =
+            make_float2(highest, total);
+      }
+    }
+  }
+}
+
+// The share of each split in one head's output, to weights[split].x; by one warp.
+__device__ inline void WeighSplits(const float* tails, uint32_t step, uint32_t splits,
+                                   float2* weights) {
+  const uint32_t lane = threadIdx.x % kWarp;
+  float highest = -INFINITY;
+  for (uint32_t s = lane; s < splits; s += kWarp) {
+    const float2 tail = __ldcg(reinterpret_cast<const float2*>(tails + uint64_t{s} * step));
+    weights[s] = tail;
+    highest = fmaxf(highest, tail.x);
+  }
+#pragma unroll
+  for (uint32_t d = kWarp / 2; d > 0; d /= 2) {
+    highest = fmaxf(highest, __shfl_xor_sync(kAllLanes, highest, d));
+  }
+  float total = 0;
+  for (uint32_t s = lane; s < splits; s += kWarp) {
+    const float weight = exp2f(weights[s].x - highest);
+    total = fmaf(weight, weights[s].y, total);
+    weights[s].x = weight;
+  }
+#pragma unroll
+  for (uint32_t d = kWarp / 2; d > 0; d /= 2) total += __shfl_xor_sync(kAllLanes, total, d);
+  for (uint32_t s = lane; s < splits; s += kWarp) weights[s].x /= total;
+}
+
+// Merges results of `splits` splits, `step` floats from one to the next, to the output. `weights`:
+// shared, [pass_heads, kMostSplits].
+template <uint32_t kWarps>
+__device__ void MergeSplits(const FewCall& call, const float* partials, uint32_t step,
+                            uint32_t splits, uint32_t heads, float2* weights, float* out) {
+  const uint32_t floats = call.ResultFloats(), vectors = call.head_dim / 4;
+  for (uint32_t head = threadIdx.x / kWarp; head < heads; head += kWarps) {
+    WeighSplits(partials + head * floats + call.head_dim, step, splits,
+                weights + head * kMostSplits);
+  }
+  __syncthreads();
+  for (uint32_t i = threadIdx.x; i < heads * vectors; i += kWarps * kWarp) {
+    const uint32_t head = i / vectors, c = (i - head * vectors) * 4;
+    const float* from = partials + head * floats + c;
+    float4 sum = {0, 0, 0, 0};
+#pragma unroll 8
+    for (uint32_t s = 0; s < splits; ++s) {
+      AddWeighted(sum, weights[head * kMostSplits + s].x,
+                  __ldcg(reinterpret_cast<const float4*>(from + uint64_t{s} * step)));
+    }
+    *reinterpret_cast<float4*>(out + head * call.head_dim + c) = sum;
+  }
+}
+
+// Whether this CTA is the last to come here of all that have a split of the same list; what the
+// others wrote before is seen by it then.
+__device__ inline bool IsLastOfList(const FewCall& call, const Place& place, uint32_t splits) {
+  __shared__ uint32_t came_before;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    const uint32_t list = (place.item * call.kv_heads + place.head) * call.passes + place.pass;
+    came_before = atomicAdd(call.tickets + list, 1u);
+    __threadfence();
+  }
+  __syncthreads();
+  return came_before == splits - 1;
+}
+
+// By the whole CTA, when each of its warps has written its results of the unit to `results`, shared
+// memory of ResultBytes(). They may be overwritten after.
+template <uint32_t kWarps>
+__device__ void FinishUnit(const FewCall& call, const Place& place, uint32_t unit, float* results) {
+  const uint32_t splits = call.items[place.item].splits, heads = place.Heads(call);
+  float* out = call.out + place.Offset(call, call.items[place.item].token);
+  const uint32_t unit_floats = call.pass_heads * call.ResultFloats();
+  __syncthreads();
+  if (splits == 1) {
+    MergeWarps<kWarps>(call, results, heads, true, out);
+  } else {
+    float* partial = call.partials + uint64_t{unit} * unit_floats;
+    MergeWarps<kWarps>(call, results, heads, false, partial);
+    if (IsLastOfList(call, place, splits)) {
+      const float* first = partial - uint64_t{place.split} * call.passes * unit_floats;
+      MergeSplits<kWarps>(call, first, call.passes * unit_floats, splits, heads,
+                          reinterpret_cast<float2*>(results), out);
+    }
+  }
+  __syncthreads();
+}
+
+constexpr size_t ResultBytes(uint32_t warps, uint32_t pass_heads, uint32_t head_dim) {
+  const size_t results = size_t{warps} * (head_dim + kTail) * sizeof(float);
+  const size_t weights = kMostSplits * sizeof(float2);
+  return pass_heads * (results > weights ? results : weights);
+}
+
+}  // namespace
+}  // namespace sparsekv::cuda

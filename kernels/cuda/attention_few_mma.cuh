@@ -1,0 +1,394 @@
+#pragma once
+
+#include <cuda_pipeline_primitives.h>
+
+#include <cstring>
+#include <type_traits>
+
+#include "kernels/cuda/attention_few.cuh"
+
+// The fast way, for rows of 16-bit values: tensor cores multiply, copies past the registers keep
+// memory busy. See AttendFewMma.
+namespace sparsekv::cuda {
+namespace {
+
+constexpr uint32_t kTileRows = 16;
+
+template <uint32_t kHeadDim>
+struct FewShape {
+  static_assert(kHeadDim % 32 ==
+                0);  // whole groups of eight 16-byte chunks, which swizzling permutes
+  static constexpr uint32_t kWarps = kHeadDim > 128 ? 2 : 4;
+  static constexpr uint32_t kStages = kHeadDim > 64 ? 2 : 4;
+  static constexpr uint32_t kRowBytes = kHeadDim * 4;  // K and V
+  static constexpr uint32_t kTileBytes = kTileRows * kRowBytes;
+  static constexpr uint32_t kRingBytes = kStages * kTileBytes;  // of one warp
+  static constexpr uint32_t kChunks = kRowBytes / 16;
+};
+
+// Where a chunk of 16 bytes lies in a tile: eight rows at the same chunk are in different banks.
+template <uint32_t kHeadDim>
+__device__ uint32_t ChunkAt(uint32_t row, uint32_t chunk) {
+  return row * FewShape<kHeadDim>::kRowBytes + ((chunk ^ (row & 7)) << 4);
+}
+
+// ---- Instructions
+
+__device__ inline void CopyChunk(uint32_t to, const std::byte* from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(there ? 16 : 0)
+               : "memory");
+}
+
+struct Fragment {
+  uint32_t at[4];
+};
+
+__device__ inline Fragment LoadMatrices(uint32_t address) {
+  Fragment f;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(f.at[0]), "=r"(f.at[1]), "=r"(f.at[2]), "=r"(f.at[3])
+               : "r"(address)
+               : "memory");
+  return f;
+}
+
+__device__ inline Fragment LoadMatricesTransposed(uint32_t address) {
+  Fragment f;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(f.at[0]), "=r"(f.at[1]), "=r"(f.at[2]), "=r"(f.at[3])
+               : "r"(address)
+               : "memory");
+  return f;
+}
+
+__device__ inline uint32_t Transposed(uint32_t matrix) {
+  uint32_t result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(matrix));
+  return result;
+}
+
+// c [16, 8] += a [16, 16] * b [16, 8].
+template <typename T>
+__device__ void MultiplyAdd(float (&c)[4], const Fragment& a, uint32_t b0, uint32_t b1) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a.at[0]), "r"(a.at[1]), "r"(a.at[2]), "r"(a.at[3]), "r"(b0), "r"(b1));
+  } else {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a.at[0]), "r"(a.at[1]), "r"(a.at[2]), "r"(a.at[3]), "r"(b0), "r"(b1));
+  }
+}
+
+// Two values, each as the sum of two of the type: 16 (bf16) or 22 (f16) bits of them are kept.
+struct Halves {
+  uint32_t high;
+  uint32_t low;
+};
+
+template <typename T>
+__device__ Halves Split(float a, float b) {
+  Halves halves;
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    const __nv_bfloat162 high = __floats2bfloat162_rn(a, b);
+    const __nv_bfloat162 low = __floats2bfloat162_rn(a - __low2float(high), b - __high2float(high));
+    memcpy(&halves.high, &high, sizeof(high));
+    memcpy(&halves.low, &low, sizeof(low));
+  } else {
+    const __half2 high = __floats2half2_rn(a, b);
+    const __half2 low = __floats2half2_rn(a - __low2float(high), b - __high2float(high));
+    memcpy(&halves.high, &high, sizeof(high));
+    memcpy(&halves.low, &low, sizeof(low));
+  }
+  return halves;
+}
+
+// f16 reaches no further than 65504 and 2^-24. Weights are multiplied by 2^14, as the total is, and
+// a head's query by a power of two that brings its largest value to 2^12.
+template <typename T>
+constexpr float kWeightExponent = std::is_same_v<T, __half> ? 14.0f : 0.0f;
+constexpr int kQueryExponent = 12;
+
+// ---- Rows from memory
+
+// The tiles of one warp, over all units of its CTA, one after the other: each is asked for as soon
+// as there is room, and where the next one's rows lie is found before that.
+template <uint32_t kHeadDim>
+class RowFeed {
+ public:
+  using Shape = FewShape<kHeadDim>;
+
+  __device__ RowFeed(const FewCall& call, const Place& place, uint32_t units, uint32_t ring)
+      : call_(call), place_(place), units_(units), ring_(ring) {
+    FindTile();
+    for (uint32_t stage = 0; stage < Shape::kStages; ++stage) {
+      Locate();
+      Fetch(stage);
+    }
+  }
+
+  // Before each Fetch, long enough after the one before that the tokens have arrived.
+  __device__ void Locate() {
+    row_ = nullptr;
+    if (token_ == kNone) return;
+    row_ = base_ + blocks_[token_ / kBlockTokens] * block_stride_ +
+           (token_ % kBlockTokens) * Shape::kRowBytes;
+  }
+
+  // Asks for the tile, or for nothing after the last one.
+  __device__ void Fetch(uint32_t stage) {
+    const uint32_t lane = threadIdx.x % kWarp;
+    const uint32_t tile = ring_ + stage * Shape::kTileBytes;
+    if (there_is_) {
+#pragma unroll
+      for (uint32_t i = 0; i < kTileRows * Shape::kChunks / kWarp; ++i) {
+        const uint32_t row = (i * kWarp + lane) / Shape::kChunks;
+        const uint32_t chunk = (i * kWarp + lane) % Shape::kChunks;
+        const auto at = __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(row_), row);
+        const auto* from = at ? reinterpret_cast<const std::byte*>(at) + chunk * 16 : base_;
+        CopyChunk(tile + ChunkAt<kHeadDim>(row, chunk), from, at != 0);
+      }
+    }
+    __pipeline_commit();
+    FindTile();
+  }
+
+ private:
+  static constexpr uint32_t kNone = ~0u;
+
+  __device__ void FindTile() {
+    there_is_ = false;
+    token_ = kNone;
+    while (tile_ * kTileRows >= entries_) {
+      if (units_ == 0) return;
+      --units_;
+      OpenUnit();
+    }
+    there_is_ = true;
+    const uint32_t entry = tile_ * kTileRows + threadIdx.x % kTileRows;
+    if (entry < entries_) token_ = selection_ ? selection_[entry] : first_ + entry;
+    tile_ += Shape::kWarps;
+  }
+
+  __device__ void OpenUnit() {
+    const FewItem& item = call_.items[place_.item];
+    entries_ = SplitEntries(item, place_.split);
+    first_ = place_.split * item.split_entries;
+    base_ = item.rows.base + uint64_t{place_.head} * item.rows.head_stride;
+    blocks_ = item.rows.blocks;
+    block_stride_ = item.rows.block_stride;
+    selection_ = item.selection;
+    if (selection_) selection_ += place_.head * item.selection_stride + first_;
+    tile_ = threadIdx.x / kWarp;
+    place_.Advance(call_, item.splits);
+  }
+
+  const FewCall& call_;
+  Place place_;     // of the unit after the one that is open
+  uint32_t units_;  // still to open
+  uint32_t ring_;
+  // The open unit.
+  const std::byte* base_ = nullptr;
+  const uint32_t* blocks_ = nullptr;
+  uint64_t block_stride_ = 0;
+  const uint32_t* selection_ = nullptr;  // from the split's first entry
+  uint32_t first_ = 0;
+  uint32_t entries_ = 0;
+  uint32_t tile_ = 0;
+  // The next tile: lanes n and n + 16 have its row n.
+  bool there_is_ = false;
+  uint32_t token_ = kNone;
+  const std::byte* row_ = nullptr;
+};
+
+// ---- Arithmetic of one warp
+
+// Query heads are the columns of both products: scores = K tile [16 rows, head_dim] * q, and
+// output^T += V tile^T [head_dim, 16 rows] * weights. So up to eight heads cost the same, the
+// weights stay in registers, and a lane has the same two heads in scores and output.
+template <typename T, uint32_t kHeadDim>
+class HeadsOfWarp {
+ public:
+  static constexpr uint32_t kSteps = kHeadDim / 16;
+
+  // `q`: [heads, kHeadDim].
+  __device__ void LoadQuery(const float* q, uint32_t heads, float scale) {
+    const uint32_t lane = threadIdx.x % kWarp, head = lane / 4;
+    float2 values[2 * kSteps];
+    float largest = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < 2 * kSteps; ++i) {
+      values[i] = {0, 0};
+      if (head < heads) {
+        values[i] = *reinterpret_cast<const float2*>(q + head * kHeadDim + i * 8 + lane % 4 * 2);
+      }
+      largest = fmaxf(largest, fmaxf(fabsf(values[i].x), fabsf(values[i].y)));
+    }
+    float up = 1;
+    if constexpr (std::is_same_v<T, __half>) {
+      largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+      const int exponent = min(max(ilogbf(largest), -100), 100);
+      up = scalbnf(1.0f, kQueryExponent - exponent);
+      scale *= scalbnf(1.0f, exponent - kQueryExponent);
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < kSteps; ++i) {
+      query_[i][0] = Split<T>(values[2 * i].x * up, values[2 * i].y * up);
+      query_[i][1] = Split<T>(values[2 * i + 1].x * up, values[2 * i + 1].y * up);
+    }
+    scale_[0] = __shfl_sync(kAllLanes, scale, lane % 4 * 8);
+    scale_[1] = __shfl_sync(kAllLanes, scale, lane % 4 * 8 + 4);
+  }
+
+  __device__ void Reset() {
+#pragma unroll
+    for (auto& sums : sums_) sums[0] = sums[1] = sums[2] = sums[3] = 0;
+    highest_[0] = highest_[1] = -INFINITY;
+    total_[0] = total_[1] = 0;
+  }
+
+  // Of the first `rows` rows of the tile; the others are not looked at. What of the tile's rows is
+  // not there must be zero.
+  __device__ void Score(uint32_t tile, uint32_t rows) {
+    const uint32_t lane = threadIdx.x % kWarp;
+    float high[4] = {}, low[4] = {};
+#pragma unroll
+    for (uint32_t i = 0; i < kSteps; ++i) {
+      const Fragment keys = LoadMatrices(tile + ChunkAt<kHeadDim>(lane % 16, 2 * i + lane / 16));
+      MultiplyAdd<T>(high, keys, query_[i][0].high, query_[i][1].high);
+      MultiplyAdd<T>(low, keys, query_[i][0].low, query_[i][1].low);
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) {  // rows lane / 4 and 8 further, of each two heads
+      const bool there = lane / 4 + i / 2 * 8 < rows;
+      weights_[i] = there ? (high[i] + low[i]) * scale_[i % 2] : -INFINITY;
+    }
+  }
+
+  // From the scores to weights relative to the highest so far; what was summed before is rescaled.
+  __device__ void Weigh() {
+    float correction[2];
+#pragma unroll
+    for (uint32_t j = 0; j < 2; ++j) {
+      float highest = fmaxf(weights_[j], weights_[j + 2]);
+#pragma unroll
+      for (uint32_t d = 4; d < kWarp; d *= 2) {
+        highest = fmaxf(highest, __shfl_xor_sync(kAllLanes, highest, d));
+      }
+      highest = fmaxf(highest, highest_[j]);
+      correction[j] = exp2f(highest_[j] - highest);
+      highest_[j] = highest;
+      weights_[j] = exp2f(weights_[j] - highest + kWeightExponent<T>);
+      weights_[j + 2] = exp2f(weights_[j + 2] - highest + kWeightExponent<T>);
+      total_[j] = fmaf(total_[j], correction[j], weights_[j] + weights_[j + 2]);
+    }
+    if (__any_sync(kAllLanes, correction[0] != 1 || correction[1] != 1)) {
+#pragma unroll
+      for (auto& sums : sums_) {
+        sums[0] *= correction[0];
+        sums[1] *= correction[1];
+        sums[2] *= correction[0];
+        sums[3] *= correction[1];
+      }
+    }
+  }
+
+  __device__ void AddValues(uint32_t tile) {
+    const uint32_t lane = threadIdx.x % kWarp;
+    const uint32_t row = lane % 8 + lane / 16 * 8, chunk = kHeadDim / 8 + lane / 8 % 2;
+    const Halves first = Split<T>(weights_[0], weights_[1]);
+    const Halves second = Split<T>(weights_[2], weights_[3]);
+    const uint32_t high0 = Transposed(first.high), high1 = Transposed(second.high);
+    const uint32_t low0 = Transposed(first.low), low1 = Transposed(second.low);
+#pragma unroll
+    for (uint32_t i = 0; i < kSteps; ++i) {
+      const Fragment values = LoadMatricesTransposed(tile + ChunkAt<kHeadDim>(row, chunk + 2 * i));
+      MultiplyAdd<T>(sums_[i], values, high0, high1);
+      MultiplyAdd<T>(sums_[i], values, low0, low1);
+    }
+  }
+
+  // `results`: of this warp, [heads, kHeadDim + kTail].
+  __device__ void Store(float* results, uint32_t heads) {
+    const uint32_t lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (uint32_t j = 0; j < 2; ++j) {
+      float total = total_[j];
+#pragma unroll
+      for (uint32_t d = 4; d < kWarp; d *= 2) total += __shfl_xor_sync(kAllLanes, total, d);
+      const uint32_t head = lane % 4 * 2 + j;
+      if (head >= heads) continue;
+      float* result = results + head * (kHeadDim + kTail);
+#pragma unroll
+      for (uint32_t i = 0; i < kSteps; ++i) {
+        result[i * 16 + lane / 4] = sums_[i][j];
+        result[i * 16 + lane / 4 + 8] = sums_[i][j + 2];
+      }
+      if (lane < 4) {
+        result[kHeadDim] = highest_[j];
+        result[kHeadDim + 1] = total;
+      }
+    }
+  }
+
+ private:
+  Halves query_[kSteps][2];
+  float sums_[kSteps][4];
+  float weights_[4];
+  float scale_[2], highest_[2], total_[2];
+};
+
+// Bytes: 4 * kHeadDim per entry of every list and KV head, once for each 8 query heads of a group.
+// Beside that 4 * kHeadDim per query head and split, written and read: 3 % for a group of 4 in
+// splits of 128. FLOPs: 64 * kHeadDim per entry on tensor cores, below a tenth of what an H100 can
+// do while its memory brings the rows.
+//
+// A unit's tiles of 16 rows go to the warps in turn. Each warp brings its own rows and waits for
+// nobody until the unit ends, and its next unit's rows are under way by then.
+template <typename T, uint32_t kHeadDim>
+__global__ void __launch_bounds__(FewShape<kHeadDim>::kWarps* kWarp, 3) AttendFewMma(FewCall call) {
+  using Shape = FewShape<kHeadDim>;
+  extern __shared__ __align__(128) std::byte shared[];
+  float* results = reinterpret_cast<float*>(shared + Shape::kWarps * Shape::kRingBytes);
+  const Share share = ShareOfCta(call);
+  if (share.count == 0) return;
+  Place place = PlaceOf(call, share.first);
+  const uint32_t warp = threadIdx.x / kWarp;
+  const uint32_t ring =
+      static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + warp * Shape::kRingBytes;
+  RowFeed<kHeadDim> feed(call, place, share.count, ring);
+  HeadsOfWarp<T, kHeadDim> heads;
+  const float* loaded = nullptr;
+  uint32_t stage = 0;
+  for (uint32_t unit = share.first; unit < share.first + share.count; ++unit) {
+    const FewItem& item = call.items[place.item];
+    const uint32_t entries = SplitEntries(item, place.split), used = place.Heads(call);
+    const float* q = call.q + place.Offset(call, item.token);
+    if (q != loaded) heads.LoadQuery(q, used, call.scale);
+    loaded = q;
+    heads.Reset();
+    for (uint32_t tile = warp; tile * kTileRows < entries; tile += Shape::kWarps) {
+      __pipeline_wait_prior(Shape::kStages - 1);
+      __syncwarp();  // what the other lanes asked for is there too
+      const uint32_t at = ring + stage * Shape::kTileBytes;
+      heads.Score(at, entries - tile * kTileRows);
+      feed.Locate();
+      heads.Weigh();
+      heads.AddValues(at);
+      __syncwarp();  // nobody reads the tile any more
+      feed.Fetch(stage);
+      stage = (stage + 1) % Shape::kStages;
+    }
+    heads.Store(results + warp * call.pass_heads * (kHeadDim + kTail), used);
+    FinishUnit<Shape::kWarps>(call, place, unit, results);
+    place.Advance(call, item.splits);
+  }
+}
+
+}  // namespace
+}  // namespace sparsekv::cuda

@@ -1,0 +1,185 @@
+#pragma once
+
+#include "kernels/cuda/attention_few.cuh"
+
+// The general way: rows of any type, heads of any size. See AttendFewPlain.
+namespace sparsekv::cuda {
+namespace {
+
+constexpr uint32_t kPlainWarps = 4;
+constexpr uint32_t kUnitValues = 8;  // that a lane reads at once; head_dim is a multiple of it
+
+template <typename T>
+struct alignas(16) UnitOf {
+  T at[kUnitValues];
+};
+
+template <typename T>
+__device__ void LoadUnit(const std::byte* from, float (&values)[kUnitValues]) {
+  const UnitOf<T> unit = *reinterpret_cast<const UnitOf<T>*>(from);
+#pragma unroll
+  for (uint32_t i = 0; i < kUnitValues; ++i) values[i] = ToFloat<T>(unit.at[i]);
+}
+
+// One warp's heads. Lanes are rows while scores are made, and channels while values are summed.
+template <typename T>
+class PlainHeads {
+ public:
+  // `query`: shared, [heads, head_dim]. `weights`: shared, of this warp, [kPassHeads, kWarp].
+  __device__ PlainHeads(const float* query, float* weights, uint32_t head_dim, float scale)
+      : query_(query), weights_(weights), head_dim_(head_dim), scale_(scale) {}
+
+  __device__ void Reset(uint32_t heads) {
+    heads_ = heads;
+#pragma unroll
+    for (uint32_t h = 0; h < kPassHeads; ++h) {
+      highest_[h] = -INFINITY;
+      total_[h] = 0;
+#pragma unroll
+      for (float& sum : sums_[h]) sum = 0;
+    }
+  }
+
+  // One row per lane, null where there is none; the first lane has one.
+  __device__ void AddRows(const std::byte* row, uint32_t rows) {
+    float scores[kPassHeads];
+    Score(row, scores);
+    Weigh(row != nullptr, scores);
+    __syncwarp();
+    const uint32_t channel = threadIdx.x % kWarp * kUnitValues;
+#pragma unroll 4
+    for (uint32_t r = 0; r < rows; ++r) {
+      const auto at = __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(row), r);
+      if (channel >= head_dim_) continue;
+      float values[kUnitValues];
+      LoadUnit<T>(reinterpret_cast<const std::byte*>(at) + (head_dim_ + channel) * sizeof(T),
+                  values);
+#pragma unroll
+      for (uint32_t h = 0; h < kPassHeads; ++h) {
+        if (h >= heads_) break;
+        const float weight = weights_[h * kWarp + r];
+#pragma unroll
+        for (uint32_t i = 0; i < kUnitValues; ++i) {
+          sums_[h][i] = fmaf(weight, values[i], sums_[h][i]);
+        }
+      }
+    }
+    __syncwarp();  // nobody reads the weights any more
+  }
+
+  // `results`: of this warp, [heads, head_dim + kTail].
+  __device__ void Store(float* results) {
+    const uint32_t lane = threadIdx.x % kWarp, channel = lane * kUnitValues;
+#pragma unroll
+    for (uint32_t h = 0; h < kPassHeads; ++h) {
+      if (h >= heads_) break;
+      float* result = results + h * (head_dim_ + kTail);
+      float total = total_[h];
+#pragma unroll
+      for (uint32_t d = kWarp / 2; d > 0; d /= 2) total += __shfl_xor_sync(kAllLanes, total, d);
+      if (lane == 0) {
+        result[head_dim_] = highest_[h];
+        result[head_dim_ + 1] = total;
+      }
+      if (channel >= head_dim_) continue;
+#pragma unroll
+      for (uint32_t i = 0; i < kUnitValues; ++i) result[channel + i] = sums_[h][i];
+    }
+  }
+
+ private:
+  __device__ void Score(const std::byte* row, float (&scores)[kPassHeads]) const {
+#pragma unroll
+    for (float& score : scores) score = 0;
+    if (!row) return;
+    for (uint32_t c = 0; c < head_dim_; c += kUnitValues) {
+      float keys[kUnitValues];
+      LoadUnit<T>(row + c * sizeof(T), keys);
+#pragma unroll
+      for (uint32_t h = 0; h < kPassHeads; ++h) {
+        if (h >= heads_) break;
+        const auto query = *reinterpret_cast<const UnitOf<float>*>(query_ + h * head_dim_ + c);
+#pragma unroll
+        for (uint32_t i = 0; i < kUnitValues; ++i) {
+          scores[h] = fmaf(query.at[i], keys[i], scores[h]);
+        }
+      }
+    }
+  }
+
+  __device__ void Weigh(bool there, const float (&scores)[kPassHeads]) {
+#pragma unroll
+    for (uint32_t h = 0; h < kPassHeads; ++h) {
+      if (h >= heads_) break;
+      const float score = there ? scores[h] * scale_ : -INFINITY;
+      float highest = score;
+#pragma unroll
+      for (uint32_t d = kWarp / 2; d > 0; d /= 2) {
+        highest = fmaxf(highest, __shfl_xor_sync(kAllLanes, highest, d));
+      }
+      highest = fmaxf(highest, highest_[h]);
+      const float correction = exp2f(highest_[h] - highest);
+      highest_[h] = highest;
+      const float weight = exp2f(score - highest);
+      total_[h] = fmaf(total_[h], correction, weight);
+      weights_[h * kWarp + threadIdx.x % kWarp] = weight;
+#pragma unroll
+      for (float& sum : sums_[h]) sum *= correction;
+    }
+  }
+
+  const float* query_;
+  float* weights_;
+  uint32_t head_dim_;
+  float scale_;
+  uint32_t heads_ = 0;
+  float sums_[kPassHeads][kUnitValues];
+  float highest_[kPassHeads];
+  float total_[kPassHeads];  // of this lane's rows
+};
+
+constexpr size_t PlainSharedBytes(uint32_t pass_heads, uint32_t head_dim) {
+  return pass_heads * head_dim * sizeof(float) + ResultBytes(kPlainWarps, pass_heads, head_dim);
+}
+
+// Bytes: a row of every list and KV head, once for each 8 query heads of a group. FLOPs: 4 *
+// head_dim per entry and query head, as float32 multiply-adds.
+//
+// A unit's entries go to the warps in runs of 32.
+template <typename T>
+__global__ void __launch_bounds__(kPlainWarps* kWarp) AttendFewPlain(FewCall call) {
+  extern __shared__ __align__(128) float plain_shared[];
+  __shared__ float weights[kPlainWarps][kPassHeads * kWarp];
+  float* query = plain_shared;
+  float* results = plain_shared + call.pass_heads * call.head_dim;
+  const Share share = ShareOfCta(call);
+  if (share.count == 0) return;
+  Place place = PlaceOf(call, share.first);
+  const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  PlainHeads<T> heads(query, weights[warp], call.head_dim, call.scale);
+  for (uint32_t unit = share.first; unit < share.first + share.count; ++unit) {
+    const FewItem& item = call.items[place.item];
+    const uint32_t entries = SplitEntries(item, place.split), used = place.Heads(call);
+    const float* q = call.q + place.Offset(call, item.token);
+    for (uint32_t i = threadIdx.x; i < used * call.head_dim; i += blockDim.x) query[i] = q[i];
+    __syncthreads();
+    heads.Reset(used);
+    const uint32_t first = place.split * item.split_entries;
+    const uint32_t* selection = item.selection;
+    if (selection) selection += place.head * item.selection_stride + first;
+    for (uint32_t run = warp * kWarp; run < entries; run += kPlainWarps * kWarp) {
+      const uint32_t entry = run + lane;
+      const std::byte* row = nullptr;
+      if (entry < entries) {
+        row = item.rows.Row(place.head, selection ? selection[entry] : first + entry);
+      }
+      heads.AddRows(row, min(entries - run, kWarp));
+    }
+    heads.Store(results + warp * call.pass_heads * call.ResultFloats());
+    FinishUnit<kPlainWarps>(call, place, unit, results);
+    place.Advance(call, item.splits);
+  }
+}
+
+}  // namespace
+}  // namespace sparsekv::cuda

@@ -1,0 +1,276 @@
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/check.h"
+#include "kernels/backend.h"
+#include "kernels/cuda/cublaslt.h"
+#include "kernels/cuda/operations.h"
+#include "kernels/cuda/tape.h"
+
+namespace sparsekv {
+namespace {
+
+// What the oldest code in this build was compiled for.
+constexpr int kLeastMajor = 8;
+// A driver takes long over many pages at once, and other workers wait for its lock.
+constexpr size_t kShareChunk = size_t{1} << 30;
+
+std::string DeviceName() {
+  int device = 0;
+  cudaDeviceProp properties{};
+  CUDA_CHECK(cudaGetDevice(&device));
+  CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+  return std::string("cuda (") + properties.name + ", " +
+         std::to_string(properties.multiProcessorCount) + " multiprocessors)";
+}
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(const CudaOptions& options) : name_(DeviceName()), tape_(options.graphs) {}
+
+  std::string_view name() const override { return name_; }
+
+  bool host_memory() const override { return false; }
+  std::byte* Allocate(size_t bytes) override;
+  void Free(std::byte* memory) override { CUDA_CHECK(cudaFree(memory)); }
+  size_t free_bytes() const override;
+  bool Share(std::byte* host, size_t bytes, std::string* why) override;
+  void Unshare(std::byte* host, size_t bytes) override;
+  void Upload(void* device, const void* host, size_t bytes) override {
+    CHECK(!in_step_);
+    CUDA_CHECK(cudaMemcpy(device, host, bytes, cudaMemcpyDefault));
+  }
+  void Download(void* host, const void* device, size_t bytes) override {
+    CHECK(!in_step_);
+    CUDA_CHECK(cudaMemcpy(host, device, bytes, cudaMemcpyDefault));
+  }
+  void Copy(void* to, const void* from, size_t bytes) override {
+    Do([&] { tape_.Copy(to, from, bytes); });
+  }
+  void Fill(void* to, uint8_t byte, size_t bytes) override {
+    Do([&] { tape_.Fill(to, byte, bytes); });
+  }
+  void Fetch(void* host, const void* device, size_t bytes) override {
+    Do([&] { tape_.Fetch(host, device, bytes); });
+  }
+
+  void BeginStep(StepKind kind) override;
+  void EndStep() override;
+  void UseLane(Lane lane) override { tape_.UseLane(lane); }
+  uint32_t Mark() override { return tape_.Mark(); }
+  void WaitFor(uint32_t mark) override { tape_.WaitFor(mark); }
+
+  void Embed(const EmbedArgs& args) override { Run(cuda::Embed, args); }
+  void RmsNorm(const RmsNormArgs& args) override { Run(cuda::RmsNorm, args); }
+  void Linear(const LinearArgs& args) override {
+    Do([&] { few() ? cuda::LinearFew(args, tape_) : products_.Linear(args, tape_); });
+  }
+  void SwiGlu(const SwiGluArgs& args) override { Run(cuda::SwiGlu, args); }
+  void Rope(const RopeArgs& args) override { Run(cuda::Rope, args); }
+  void AppendRows(const AppendRowsArgs& args) override { Run(cuda::AppendRows, args); }
+  void AppendLabels(const AppendLabelsArgs& args) override { Run(cuda::AppendLabels, args); }
+  void ScoreLabels(const ScoreLabelsArgs& args) override { Run(cuda::ScoreLabels, args); }
+  void Select(const SelectArgs& args) override { Run(cuda::Select, args); }
+  void Attend(const AttendArgs& args) override { Run(cuda::Attend, args); }
+  void Extrapolate(const ExtrapolateArgs& args) override { Run(cuda::Extrapolate, args); }
+  void ExpandQuery(const ExpandQueryArgs& args) override { Run(cuda::ExpandQuery, args); }
+  void Cosine(const CosineArgs& args) override { Run(cuda::Cosine, args); }
+  void Resolve(const ResolveArgs& args) override { Run(cuda::Resolve, args); }
+  void Forget(const ForgetArgs& args) override { Run(cuda::Forget, args); }
+  void CopyRows(const CopyRowsArgs& args) override { Run(cuda::CopyRows, args); }
+  void CopyAhead(const CopyAheadArgs& args) override { Run(cuda::CopyAhead, args); }
+  void StopCopy(CopyProgress* progress) override {
+    Do([&] { cuda::StopCopy(progress, tape_); });
+  }
+  void ForgetRest(const ForgetRestArgs& args) override { Run(cuda::ForgetRest, args); }
+  void Overlap(const OverlapArgs& args) override { Run(cuda::Overlap, args); }
+  void Project(const ProjectArgs& args) override {
+    few() ? Run(cuda::ProjectFew, args) : Backend::Project(args);
+  }
+  void GateUp(const GateUpArgs& args) override {
+    few() ? Run(cuda::GateUpFew, args) : Backend::GateUp(args);
+  }
+  void RotateAppend(const RotateAppendArgs& args) override { Run(cuda::RotateAppend, args); }
+  SampledToken Sample(const SampleArgs& args) override;
+  void Sample(std::span<const SampleArgs> args, SampledToken* tokens) override;
+
+ private:
+  bool few() const { return in_step_ && tape_.kind() == StepKind::kDecode; }
+
+  // Inside a step `note` only notes; outside, the operation is a step of its own.
+  template <typename Note>
+  void Do(const Note& note) {
+    if (in_step_) return note();
+    tape_.Begin(StepKind::kPrompt);
+    note();
+    tape_.Finish();
+  }
+  template <typename Args>
+  void Run(void (*operation)(const Args&, cuda::Tape&), const Args& args) {
+    Do([&] { operation(args, tape_); });
+  }
+
+  std::string name_;
+  cuda::Tape tape_;
+  cuda::PromptProducts products_;
+  cuda::Sampler sampler_;
+  bool in_step_ = false;
+};
+
+std::byte* CudaBackend::Allocate(size_t bytes) {
+  CHECK(!in_step_);
+  void* memory = nullptr;
+  const cudaError_t error = cudaMalloc(&memory, std::max<size_t>(bytes, 256));
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    return nullptr;
+  }
+  CUDA_CHECK(error);
+  CUDA_CHECK(cudaMemset(memory, 0, bytes));
+  CUDA_CHECK(cudaDeviceSynchronize());
+  return static_cast<std::byte*>(memory);
+}
+
+size_t CudaBackend::free_bytes() const {
+  size_t free = 0, total = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return free;
+}
+
+bool CudaBackend::Share(std::byte* host, size_t bytes, std::string* why) {
+  for (size_t from = 0; from < bytes; from += kShareChunk) {
+    const cudaError_t error = cudaHostRegister(host + from, std::min(kShareChunk, bytes - from),
+                                               cudaHostRegisterMapped | cudaHostRegisterPortable);
+    void* seen = nullptr;
+    if (error == cudaSuccess && cudaHostGetDevicePointer(&seen, host + from, 0) == cudaSuccess &&
+        seen == host + from) {
+      continue;
+    }
+    *why = error != cudaSuccess ? cudaGetErrorString(error)
+                                : "the device has another address for host memory";
+    cudaGetLastError();
+    Unshare(host, from);
+    return false;
+  }
+  return true;
+}
+
+void CudaBackend::Unshare(std::byte* host, size_t bytes) {
+  for (size_t from = 0; from < bytes; from += kShareChunk) {
+    CUDA_CHECK(cudaHostUnregister(host + from));
+  }
+}
+
+void CudaBackend::BeginStep(StepKind kind) {
+  CHECK(!in_step_);
+  tape_.Begin(kind);
+  in_step_ = true;
+}
+
+void CudaBackend::EndStep() {
+  CHECK(in_step_);
+  tape_.Finish();
+  in_step_ = false;
+  sampler_.Take();
+}
+
+void CudaBackend::Sample(std::span<const SampleArgs> args, SampledToken* tokens) {
+  Do([&] { sampler_.Note(args, tokens, tape_); });
+  if (!in_step_) sampler_.Take();
+}
+
+SampledToken CudaBackend::Sample(const SampleArgs& args) {
+  CHECK(!in_step_);
+  SampledToken token;
+  Sample({&args, 1}, &token);
+  return token;
+}
+
+// One line when the device cannot run this build.
+std::string WhyNotDevice(int device) {
+  cudaDeviceProp properties{};
+  if (cudaGetDeviceProperties(&properties, device) != cudaSuccess) {
+    cudaGetLastError();
+    return "CUDA device " + std::to_string(device) + " does not answer";
+  }
+  if (properties.major >= kLeastMajor) return "";
+  return std::string("CUDA device ") + properties.name + " has compute capability " +
+         std::to_string(properties.major) + "." + std::to_string(properties.minor) +
+         ", this needs " + std::to_string(kLeastMajor) + ".0";
+}
+
+}  // namespace
+
+std::string WhyNoCuda() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    return std::string("no CUDA device: ") + cudaGetErrorString(error);
+  }
+  std::string why = "no CUDA device";
+  for (int device = 0; device < count; ++device) {
+    why = WhyNotDevice(device);
+    if (why.empty()) return cuda::WhyNoCublasLt();
+  }
+  return why;
+}
+
+std::vector<size_t> CudaFreeBytes() {
+  std::vector<size_t> all;
+  int count = 0;
+  if (!WhyNoCuda().empty() || cudaGetDeviceCount(&count) != cudaSuccess) return all;
+  for (int device = 0; device < count; ++device) {
+    size_t free = 0, total = 0;
+    if (!WhyNotDevice(device).empty()) continue;
+    CUDA_CHECK(cudaSetDevice(device));
+    CUDA_CHECK(cudaMemGetInfo(&free, &total));
+    all.push_back(free);
+  }
+  return all;
+}
+
+namespace {
+
+bool DeviceExists() {
+  static const bool exists = WhyNoCuda().empty();
+  return exists;
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> MakeCudaBackend(const CudaOptions& options, std::string* why) {
+  *why = WhyNoCuda();
+  if (why->empty()) *why = WhyNotDevice(options.device);
+  if (!why->empty()) return nullptr;
+  CUDA_CHECK(cudaSetDevice(options.device));
+  return std::make_unique<CudaBackend>(options);
+}
+
+std::byte* AllocateForAll(size_t bytes) {
+  void* memory = nullptr;
+  if (DeviceExists()) {
+    CUDA_CHECK(cudaHostAlloc(&memory, std::max<size_t>(bytes, 1),
+                             cudaHostAllocMapped | cudaHostAllocPortable));
+    std::fill_n(static_cast<std::byte*>(memory), bytes, std::byte{0});
+    return static_cast<std::byte*>(memory);
+  }
+  memory = std::calloc(std::max<size_t>(bytes, 1), 1);
+  CHECK(memory != nullptr);
+  return static_cast<std::byte*>(memory);
+}
+
+void FreeForAll(std::byte* memory) {
+  if (DeviceExists()) {
+    CUDA_CHECK(cudaFreeHost(memory));
+  } else {
+    std::free(memory);
+  }
+}
+
+}  // namespace sparsekv

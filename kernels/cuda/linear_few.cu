@@ -1,0 +1,381 @@
+#include <algorithm>
+#include <array>
+
+#include "base/check.h"
+#include "kernels/cuda/operations.h"
+#include "kernels/cuda/tables.cuh"
+
+// Products of a decode step: few tokens, so the weights' bytes are the bound (2 per weight of 16
+// bits, each read once from device memory; x comes from the caches).
+//
+// A CTA has 32 rows of weights (of GateUp: 16 of gate and the same 16 of up) and all tokens; its
+// warps divide the inputs, in chunks of 32 taken in turn, and their sums are added in the order of
+// the warps. Nothing of that depends on the tokens, so a token's result depends on itself alone.
+//
+// Tensor cores: weights are the A operand of m16n8k16, tokens the columns. A thread's 16 bytes of a
+// row are eight neighbouring inputs; they serve as the operand's k positions 2t, 2t+1, 2t+8, 2t+9
+// of two products, and x is dealt out the same way, so nothing is shuffled. x is the sum of two
+// 16-bit numbers, high and low, one product each: 16 bits of it are kept.
+namespace sparsekv::cuda {
+namespace {
+
+constexpr uint32_t kWarps = 8;
+constexpr uint32_t kThreads = kWarps * 32;
+constexpr uint32_t kTileRows = 16;
+constexpr uint32_t kRows = 2 * kTileRows;  // of a CTA
+constexpr uint32_t kChunk = 32;            // inputs
+constexpr uint32_t kAhead = 4;             // chunks that are loaded together
+constexpr uint32_t kTileTokens = 8;
+constexpr uint32_t kMostOutputs = 4;
+
+struct Matrix {
+  const void* weight;
+  float* y;
+  uint32_t rows;
+  uint32_t first_cta;
+};
+
+// One launch: some matrices with the same inputs, or gate and up.
+struct Work {
+  const float* x;
+  std::array<Matrix, kMostOutputs> matrices;
+  uint32_t count;
+  uint32_t tokens;
+  uint32_t inputs;
+  uint32_t accumulate;
+};
+
+template <typename T>
+struct Pair;
+template <>
+struct Pair<__nv_bfloat16> {
+  static __device__ void Split(float a, float b, uint32_t& high, uint32_t& low) {
+    const __nv_bfloat162 h = __floats2bfloat162_rn(a, b);
+    const __nv_bfloat162 l = __floats2bfloat162_rn(a - __low2float(h), b - __high2float(h));
+    high = reinterpret_cast<const uint32_t&>(h);
+    low = reinterpret_cast<const uint32_t&>(l);
+  }
+  static __device__ void Multiply(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
+                                  uint32_t b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+};
+template <>
+struct Pair<__half> {
+  static __device__ float Bounded(float x) { return fminf(fmaxf(x, -65504.0f), 65504.0f); }
+  static __device__ void Split(float a, float b, uint32_t& high, uint32_t& low) {
+    const __half2 h = __floats2half2_rn(Bounded(a), Bounded(b));
+    const __half2 l = __floats2half2_rn(Bounded(a - __low2float(h)), Bounded(b - __high2float(h)));
+    high = reinterpret_cast<const uint32_t&>(h);
+    low = reinterpret_cast<const uint32_t&>(l);
+  }
+  static __device__ void Multiply(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
+                                  uint32_t b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+};
+
+__device__ inline uint4 LoadStreaming(const void* address) {
+  uint4 value;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(address));
+  return value;
+}
+
+// The rows of a thread in one chunk: rows g and g + 8 of both tiles.
+struct Weights {
+  uint4 row[4];
+};
+
+// What a thread reads: its rows of both tiles, null where there is none.
+struct Reader {
+  const char* row[4];
+  uint32_t inputs;
+
+  __device__ Weights Load(uint32_t chunk) const {
+    const uint32_t at = chunk * kChunk + threadIdx.x % 4 * 8;
+    Weights weights;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      weights.row[i] =
+          at < inputs && row[i] ? LoadStreaming(row[i] + uint64_t{at} * 2) : make_uint4(0, 0, 0, 0);
+    }
+    return weights;
+  }
+};
+
+// sums[tile][token tile] += weights . x, of one chunk.
+template <typename T, int kTokenTiles>
+__device__ inline void MultiplyChunk(const Work& work, uint32_t chunk, const Weights& weights,
+                                     float (&sums)[2][kTokenTiles][4]) {
+  const uint32_t at = chunk * kChunk + threadIdx.x % 4 * 8;
+  const uint32_t group = threadIdx.x % 32 / 4;
+#pragma unroll
+  for (int tile = 0; tile < kTokenTiles; ++tile) {
+    const uint32_t token = tile * kTileTokens + group;
+    float4 x[2] = {};
+    if (token < work.tokens && at < work.inputs) {
+      const auto* from =
+          reinterpret_cast<const float4*>(work.x + uint64_t{token} * work.inputs + at);
+      x[0] = __ldg(from);
+      x[1] = __ldg(from + 1);
+    }
+    uint32_t high[4], low[4];
+    Pair<T>::Split(x[0].x, x[0].y, high[0], low[0]);
+    Pair<T>::Split(x[0].z, x[0].w, high[1], low[1]);
+    Pair<T>::Split(x[1].x, x[1].y, high[2], low[2]);
+    Pair<T>::Split(x[1].z, x[1].w, high[3], low[3]);
+#pragma unroll
+    for (int rows = 0; rows < 2; ++rows) {
+      const uint4 a = weights.row[2 * rows], b = weights.row[2 * rows + 1];
+      const uint32_t first[4] = {a.x, b.x, a.y, b.y}, second[4] = {a.z, b.z, a.w, b.w};
+      Pair<T>::Multiply(sums[rows][tile], first, high[0], high[1]);
+      Pair<T>::Multiply(sums[rows][tile], second, high[2], high[3]);
+      Pair<T>::Multiply(sums[rows][tile], first, low[0], low[1]);
+      Pair<T>::Multiply(sums[rows][tile], second, low[2], low[3]);
+    }
+  }
+}
+
+// The sums of all warps: [row][token] in shared memory.
+template <int kTokenTiles>
+__device__ inline void ShareSums(const float (&sums)[2][kTokenTiles][4], float* shared) {
+  constexpr uint32_t kTokens = kTokenTiles * kTileTokens;
+  float* own = shared + threadIdx.x / 32 * kRows * kTokens;
+  const uint32_t group = threadIdx.x % 32 / 4, pair = threadIdx.x % 4;
+#pragma unroll
+  for (int rows = 0; rows < 2; ++rows) {
+#pragma unroll
+    for (int tile = 0; tile < kTokenTiles; ++tile) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t row = rows * kTileRows + group + i / 2 * 8;
+        own[row * kTokens + tile * kTileTokens + pair * 2 + i % 2] = sums[rows][tile][i];
+      }
+    }
+  }
+  __syncthreads();
+}
+
+template <int kTokenTiles>
+__device__ inline float SumOver(const float* shared, uint32_t row, uint32_t token) {
+  constexpr uint32_t kTokens = kTokenTiles * kTileTokens;
+  float sum = 0;
+#pragma unroll
+  for (uint32_t warp = 0; warp < kWarps; ++warp) {
+    sum += shared[(warp * kRows + row) * kTokens + token];
+  }
+  return sum;
+}
+
+// Where y is [tokens, rows].
+template <bool kGateUp, int kTokenTiles>
+__device__ inline void Write(const Work& work, const Matrix& matrix, uint32_t first_row,
+                             const float* shared) {
+  constexpr uint32_t kOut = kGateUp ? kTileRows : kRows;
+  for (uint32_t i = threadIdx.x; i < kOut * work.tokens; i += kThreads) {
+    const uint32_t row = i % kOut, token = i / kOut;
+    if (first_row + row >= matrix.rows) continue;
+    float value = SumOver<kTokenTiles>(shared, row, token);
+    float* to = matrix.y + uint64_t{token} * matrix.rows + first_row + row;
+    if (kGateUp) {
+      const float up = SumOver<kTokenTiles>(shared, kTileRows + row, token);
+      value = value / (1 + __expf(-value)) * up;
+    } else if (work.accumulate) {
+      value += *to;
+    }
+    *to = value;
+  }
+}
+
+template <typename T, bool kGateUp, int kTokenTiles>
+__global__ void __launch_bounds__(kThreads, kTokenTiles <= 2 ? 2 : 1)
+    MmaKernel(const __grid_constant__ Work work) {
+  extern __shared__ float shared[];
+  uint32_t which = 0;
+  if (!kGateUp) {
+    while (which + 1 < work.count && blockIdx.x >= work.matrices[which + 1].first_cta) ++which;
+  }
+  const Matrix& matrix = work.matrices[which];
+  const uint32_t first_row = (blockIdx.x - matrix.first_cta) * (kGateUp ? kTileRows : kRows);
+  Reader reader;
+  reader.inputs = work.inputs;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t in_tile = threadIdx.x % 32 / 4 + i % 2 * 8;
+    const uint32_t row = first_row + in_tile + (kGateUp ? 0 : i / 2 * kTileRows);
+    const void* base = kGateUp ? work.matrices[i / 2].weight : matrix.weight;
+    reader.row[i] = row < matrix.rows
+                        ? static_cast<const char*>(base) + uint64_t{row} * work.inputs * 2
+                        : nullptr;
+  }
+  float sums[2][kTokenTiles][4] = {};
+  const uint32_t chunks = (work.inputs + kChunk - 1) / kChunk;
+  for (uint32_t chunk = threadIdx.x / 32; chunk < chunks; chunk += kWarps * kAhead) {
+    Weights weights[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) weights[i] = reader.Load(chunk + i * kWarps);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      MultiplyChunk<T, kTokenTiles>(work, chunk + i * kWarps, weights[i], sums);
+    }
+  }
+  ShareSums<kTokenTiles>(sums, shared);
+  Write<kGateUp, kTokenTiles>(work, matrix, first_row, shared);
+}
+
+// Any type, any alignment: a warp per output, its lanes' sums added at the end.
+template <typename T>
+__global__ void PlainKernel(const float* x, const T* weight, float* y, uint32_t tokens,
+                            uint32_t inputs, uint32_t outputs, bool accumulate) {
+  const uint32_t lane = threadIdx.x % 32;
+  const uint32_t output = blockIdx.x * kWarps + threadIdx.x / 32;
+  const uint32_t first = blockIdx.y * kTileTokens;
+  if (output >= outputs) return;
+  float sums[kTileTokens] = {};
+  const T* row = weight + uint64_t{output} * inputs;
+  for (uint32_t i = lane; i < inputs; i += 32) {
+    const float w = ToFloat<T>(row[i]);
+#pragma unroll
+    for (int t = 0; t < kTileTokens; ++t) {
+      if (first + t < tokens) sums[t] = fmaf(w, x[uint64_t{first + t} * inputs + i], sums[t]);
+    }
+  }
+#pragma unroll
+  for (int t = 0; t < kTileTokens; ++t) {
+    for (int step = 16; step > 0; step /= 2) {
+      sums[t] += __shfl_xor_sync(0xFFFFFFFFu, sums[t], step);
+    }
+    if (lane == 0 && first + t < tokens) {
+      float* to = y + uint64_t{first + t} * outputs + output;
+      *to = accumulate ? *to + sums[t] : sums[t];
+    }
+  }
+}
+
+void LaunchPlain(const LinearArgs& args, Tape& tape) {
+  WithType(args.weight.dtype, [&](auto type) {
+    using T = decltype(type);
+    tape.Launch(PlainKernel<T>,
+                dim3((args.weight.rows + kWarps - 1) / kWarps,
+                     (args.tokens + kTileTokens - 1) / kTileTokens),
+                kThreads, 0, args.x, static_cast<const T*>(args.weight.data), args.y, args.tokens,
+                args.weight.cols, args.weight.rows, args.accumulate);
+  });
+}
+
+bool Fits(const WeightView& weight, const float* x) {
+  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+  return weight.dtype != DType::kF32 && weight.cols % 8 == 0 && aligned(weight.data) && aligned(x);
+}
+
+// Tokens in parts of at most 64.
+template <bool kGateUp>
+void LaunchMma(Work work, DType dtype, uint32_t ctas, Tape& tape) {
+  constexpr uint32_t kMost = 64;
+  const uint32_t all = work.tokens;
+  const float* x = work.x;
+  std::array<float*, kMostOutputs> y{};
+  for (uint32_t i = 0; i < kMostOutputs; ++i) y[i] = work.matrices[i].y;
+  for (uint32_t from = 0; from < all; from += kMost) {
+    work.tokens = std::min(all - from, kMost);
+    work.x = x + size_t{from} * work.inputs;
+    for (uint32_t i = 0; i < work.count; ++i) {
+      if (y[i]) work.matrices[i].y = y[i] + size_t{from} * work.matrices[i].rows;
+    }
+    const auto launch = [&]<typename T, int kTokenTiles>(T) {
+      const size_t bytes = size_t{kWarps} * kRows * kTokenTiles * kTileTokens * sizeof(float);
+      tape.Launch(MmaKernel<T, kGateUp, kTokenTiles>, ctas, kThreads, bytes, work);
+    };
+    const auto choose = [&](auto type) {
+      using T = decltype(type);
+      if (work.tokens <= 8) return launch.template operator()<T, 1>(type);
+      if (work.tokens <= 16) return launch.template operator()<T, 2>(type);
+      if (work.tokens <= 32) return launch.template operator()<T, 4>(type);
+      launch.template operator()<T, 8>(type);
+    };
+    dtype == DType::kBF16 ? choose(__nv_bfloat16{}) : choose(__half{});
+  }
+}
+
+void ProductsOf(const float* x, uint32_t tokens, std::span<const ProjectArgs::Output> outputs,
+                bool accumulate, Tape& tape) {
+  CHECK_LE(outputs.size(), size_t{kMostOutputs});
+  Work work{};
+  work.x = x;
+  work.tokens = tokens;
+  work.inputs = outputs[0].weight.cols;
+  work.accumulate = accumulate;
+  uint32_t ctas = 0;
+  for (const ProjectArgs::Output& output : outputs) {
+    work.matrices[work.count++] = {output.weight.data, output.y, output.weight.rows, ctas};
+    ctas += (output.weight.rows + kRows - 1) / kRows;
+  }
+  LaunchMma<false>(work, outputs[0].weight.dtype, ctas, tape);
+}
+
+}  // namespace
+
+void LinearFew(const LinearArgs& args, Tape& tape) {
+  if (args.tokens == 0 || args.weight.rows == 0) return;
+  if (!Fits(args.weight, args.x)) return LaunchPlain(args, tape);
+  const ProjectArgs::Output output = {args.weight, args.y};
+  ProductsOf(args.x, args.tokens, {&output, 1}, args.accumulate, tape);
+}
+
+void ProjectFew(const ProjectArgs& args, Tape& tape) {
+  if (args.tokens == 0) return;
+  RmsNorm({.x = args.x,
+           .tokens = args.tokens,
+           .weight = args.norm,
+           .epsilon = args.epsilon,
+           .out = args.normed},
+          tape);
+  bool fit = args.outputs.size() <= kMostOutputs;
+  for (const ProjectArgs::Output& output : args.outputs) {
+    fit = fit && Fits(output.weight, args.normed) &&
+          output.weight.dtype == args.outputs[0].weight.dtype;
+  }
+  if (fit) return ProductsOf(args.normed, args.tokens, args.outputs, false, tape);
+  for (const ProjectArgs::Output& output : args.outputs) {
+    LinearFew({.x = args.normed, .tokens = args.tokens, .weight = output.weight, .y = output.y},
+              tape);
+  }
+}
+
+void GateUpFew(const GateUpArgs& args, Tape& tape) {
+  if (args.tokens == 0) return;
+  RmsNorm({.x = args.x,
+           .tokens = args.tokens,
+           .weight = args.norm,
+           .epsilon = args.epsilon,
+           .out = args.normed},
+          tape);
+  if (Fits(args.gate, args.normed) && Fits(args.up, args.normed) &&
+      args.gate.dtype == args.up.dtype) {
+    Work work{};
+    work.x = args.normed;
+    work.tokens = args.tokens;
+    work.inputs = args.gate.cols;
+    work.count = 2;
+    work.matrices[0] = {args.gate.data, args.out, args.gate.rows, 0};
+    work.matrices[1] = {args.up.data, nullptr, args.up.rows, 0};
+    LaunchMma<true>(work, args.gate.dtype, (args.gate.rows + kTileRows - 1) / kTileRows, tape);
+    return;
+  }
+  LinearFew({.x = args.normed, .tokens = args.tokens, .weight = args.gate, .y = args.out}, tape);
+  LinearFew({.x = args.normed, .tokens = args.tokens, .weight = args.up, .y = args.spare}, tape);
+  SwiGlu({.gate = args.out, .up = args.spare, .tokens = args.tokens, .width = args.gate.rows},
+         tape);
+}
+
+}  // namespace sparsekv::cuda

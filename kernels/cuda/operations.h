@@ -1,0 +1,61 @@
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/cuda/tape.h"
+
+// The operations of the CUDA backend, one file per noun. Each notes its kernels on the tape.
+namespace sparsekv::cuda {
+
+void Embed(const EmbedArgs& args, Tape& tape);
+void RmsNorm(const RmsNormArgs& args, Tape& tape);
+// Products of few tokens, for kDecode: the weights are streamed once.
+void LinearFew(const LinearArgs& args, Tape& tape);
+void ProjectFew(const ProjectArgs& args, Tape& tape);
+void GateUpFew(const GateUpArgs& args, Tape& tape);
+// Products of a prompt's chunk, for kPrompt: cuBLASLt.
+class PromptProducts {
+ public:
+  PromptProducts();
+  ~PromptProducts();
+  void Linear(const LinearArgs& args, Tape& tape);
+
+ private:
+  struct Library;
+  std::unique_ptr<Library> library_;
+};
+void SwiGlu(const SwiGluArgs& args, Tape& tape);
+void Rope(const RopeArgs& args, Tape& tape);
+void RotateAppend(const RotateAppendArgs& args, Tape& tape);
+void AppendRows(const AppendRowsArgs& args, Tape& tape);
+void AppendLabels(const AppendLabelsArgs& args, Tape& tape);
+void ScoreLabels(const ScoreLabelsArgs& args, Tape& tape);
+void Select(const SelectArgs& args, Tape& tape);
+// Items of one token: split over their list. Items of more, in kPrompt: tiles of query tokens.
+void Attend(const AttendArgs& args, Tape& tape);
+void Extrapolate(const ExtrapolateArgs& args, Tape& tape);
+void ExpandQuery(const ExpandQueryArgs& args, Tape& tape);
+void Cosine(const CosineArgs& args, Tape& tape);
+void Overlap(const OverlapArgs& args, Tape& tape);
+void Resolve(const ResolveArgs& args, Tape& tape);
+void Forget(const ForgetArgs& args, Tape& tape);
+void CopyRows(const CopyRowsArgs& args, Tape& tape);
+void CopyAhead(const CopyAheadArgs& args, Tape& tape);
+void StopCopy(CopyProgress* progress, Tape& tape);
+void ForgetRest(const ForgetRestArgs& args, Tape& tape);
+// Draws tokens; `tokens` [args.size()] are filled by Take, once the tape has run.
+class Sampler {
+ public:
+  Sampler();
+  ~Sampler();
+  void Note(std::span<const SampleArgs> args, SampledToken* tokens, Tape& tape);
+  void Take();
+
+ private:
+  struct Pending;
+  std::vector<std::unique_ptr<Pending>> pending_;
+};
+
+}  // namespace sparsekv::cuda

@@ -1,0 +1,30 @@
+#include "kernels/host_memory.h"
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+namespace sparsekv {
+namespace {
+constexpr size_t kAlign = 256;
+}
+
+// calloc, which leaves large memory as the kernel zeroed it, aligns to 16 bytes only. What it gave
+// is kept right before what is given on.
+std::byte* AllocateOnHost(size_t bytes) {
+  if (bytes > SIZE_MAX - kAlign) return nullptr;
+  auto* const given = static_cast<std::byte*>(std::calloc(bytes + kAlign, 1));
+  if (given == nullptr) return nullptr;
+  std::byte* const memory = given + kAlign - reinterpret_cast<uintptr_t>(given) % kAlign;
+  std::memcpy(memory - sizeof(given), &given, sizeof(given));
+  return memory;
+}
+
+void FreeOnHost(std::byte* memory) {
+  if (memory == nullptr) return;
+  void* given;
+  std::memcpy(&given, memory - sizeof(given), sizeof(given));
+  std::free(given);
+}
+
+}  // namespace sparsekv

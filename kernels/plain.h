@@ -1,0 +1,19 @@
+#pragma once
+
+#include "kernels/copy_ahead.h"
+#include "kernels/hot_rows.h"
+#include "kernels/predict.h"
+
+// Operations whose plain loops serve every host backend: bound by a few memory accesses, or rare.
+namespace sparsekv::plain {
+
+// Row i of the item's KV head.
+void CopyRow(const CopyRowsArgs::Item& item, uint32_t kv_head, uint32_t i);
+void Forget(const ForgetArgs& args);
+void ForgetRest(const ForgetRestArgs& args);
+// StopCopy may be called by another thread, through another backend of the host.
+void CopyAhead(const CopyAheadArgs& args);
+void StopCopy(CopyProgress* progress);
+void Overlap(const OverlapArgs& args);
+
+}  // namespace sparsekv::plain

@@ -1,0 +1,19 @@
+#pragma once
+
+#include <cstdint>
+
+namespace sparsekv {
+
+// What the operations between BeginStep and EndStep are: a decode step has one token of every
+// sequence and comes again in the same shape, so that a device may keep it as a graph; a prompt's
+// chunk does not. A device may compute the two kinds in different ways: what is the same to the bit
+// whatever the batch or the chunk is so within a kind.
+enum class StepKind : uint8_t { kPrompt, kDecode };
+
+// Where a device runs what it is given: the step itself, or what may run beside it. Each lane runs
+// its operations in order; between lanes order is only what marks make. Backends that finish
+// every operation before they return have one lane.
+enum class Lane : uint8_t { kCompute = 0, kPrefetch = 1 };
+inline constexpr int kLanes = 2;
+
+}  // namespace sparsekv
