@@ -15,7 +15,7 @@
 
 namespace sparsekv {
 
-// The worker prints "device BYTES" for each device, or "none WHY".
+// The worker prints "device ORDINAL BYTES" for each device, or "none WHY".
 absl::StatusOr<DeviceProbe> ProbeDevices(const std::string& worker_program) {
   int ends[2];
   if (pipe2(ends, O_CLOEXEC) != 0) {
@@ -48,13 +48,17 @@ absl::StatusOr<DeviceProbe> ProbeDevices(const std::string& worker_program) {
   std::istringstream lines(text);
   for (std::string line; std::getline(lines, line);) {
     if (line.starts_with("device ")) {
-      probe.free_bytes.push_back(std::strtoull(line.c_str() + 7, nullptr, 10));
+      char* rest = nullptr;
+      const auto ordinal = static_cast<int>(std::strtol(line.c_str() + 7, &rest, 10));
+      probe.devices.push_back({ordinal, std::strtoull(rest, nullptr, 10)});
     } else if (line.starts_with("none ")) {
       probe.why = line.substr(5);
     }
   }
-  if (probe.free_bytes.empty() && probe.why.empty()) {
-    probe.why = absl::StrCat("the worker's probe ended with status ", exit);
+  if (probe.devices.empty() && probe.why.empty()) {
+    probe.why = WIFEXITED(exit)
+                    ? absl::StrCat("the worker's probe ended with exit code ", WEXITSTATUS(exit))
+                    : absl::StrCat("the worker's probe ended by signal ", WTERMSIG(exit));
   }
   return probe;
 }

@@ -19,13 +19,12 @@
 #include "base/ids.h"
 #include "base/log.h"
 #include "base/shared_memory.h"
+#include "cli/backend_choice.h"
 #include "cli/child_process.h"
-#include "cli/device_probe.h"
 #include "cli/listen_socket.h"
 #include "cli/state_dir.h"
 #include "coordinator/tokenizer/tokenizer.h"
 #include "gpu_worker/device.h"
-#include "gpu_worker/device_weights.h"
 #include "gpu_worker/layerwise_prefill.h"
 #include "kv_store/gather_server.h"
 #include "kv_store/memory_check.h"
@@ -36,7 +35,6 @@ namespace sparsekv {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr uint64_t kDefaultCpuDeviceBytes = 1ull << 30;
 constexpr std::chrono::seconds kDrain{32};  // the coordinator's own 30 s and a little
 constexpr std::chrono::seconds kStop{5};
 
@@ -44,46 +42,11 @@ constexpr std::chrono::seconds kStop{5};
 struct ServerPlan {
   RowLayout layout;
   uint64_t fingerprint = 0;
-  bool cuda = false;
-  uint64_t device_bytes = 0;
+  BackendChoice backend;
 };
 
 std::string ProgramPath(const char* name) {
   return std::filesystem::read_symlink("/proc/self/exe").parent_path() / name;
-}
-
-// Where the workers run, and how much memory each one's device gives.
-absl::Status ChooseBackend(const ServeOptions& options, ServerPlan* plan) {
-  plan->device_bytes =
-      options.device_memory_bytes ? options.device_memory_bytes : kDefaultCpuDeviceBytes;
-  if (options.backend == "cpu") return absl::OkStatus();
-  auto probe = ProbeDevices(ProgramPath("sparsekv-gpu-worker"));
-  if (!probe.ok()) return probe.status();
-  if (probe->free_bytes.empty()) {
-    if (options.backend == "auto") {
-      spdlog::info("workers run on cpu: {}", probe->why);
-      return absl::OkStatus();
-    }
-    return absl::FailedPreconditionError(absl::StrCat("--backend cuda: ", probe->why));
-  }
-  if (options.workers > probe->free_bytes.size()) {
-    return absl::FailedPreconditionError(absl::StrCat("--workers: ", options.workers, " asked, ",
-                                                      probe->free_bytes.size(),
-                                                      " CUDA devices are here"));
-  }
-  if (options.correction == "none" || options.fetch == "gather") {
-    return absl::UnimplementedError(
-        "--correction none and --fetch gather: not in this version with backend cuda");
-  }
-  plan->cuda = true;
-  const uint64_t least = *std::min_element(
-      probe->free_bytes.begin(), probe->free_bytes.begin() + static_cast<int>(options.workers));
-  if (options.device_memory_bytes > least) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "--device-memory: ", options.device_memory_bytes, " bytes asked, ", least, " are free"));
-  }
-  if (options.device_memory_bytes == 0) plan->device_bytes = least / 10 * 9;
-  return absl::OkStatus();
 }
 
 // Everything that can be wrong with a checkpoint or with memory is found here, before a port is
@@ -96,22 +59,16 @@ absl::StatusOr<ServerPlan> MakePlan(const ServeOptions& options) {
 
   ServerPlan plan;
   plan.fingerprint = files->weights->fingerprint();
-  if (absl::Status status = ChooseBackend(options, &plan); !status.ok()) return status;
-  const RowMode rows = options.row_mode(plan.cuda);
-  auto memory =
-      MemoryPlan::Make(files->config, files->channel_config(),
-                       {.device_bytes = plan.device_bytes,
-                        .max_batch = options.max_batch,
-                        .prefill_unit_tokens = PrefillUnitTokens(plan.cuda),
-                        .rows = rows,
-                        .host_memory = !plan.cuda,
-                        .weight_bytes = plan.cuda ? DeviceWeightBytes(*files->weights) : 0});
-  if (!memory.ok()) return memory.status();
+  auto backend = ChooseBackend(options, *files, ProgramPath("sparsekv-gpu-worker"));
+  if (!backend.ok()) return backend.status();
+  plan.backend = *std::move(backend);
+  const bool cuda = plan.backend.cuda;
+  const RowMode rows = options.row_mode(cuda);
 
   const auto available = kv_store::AvailableMemory();
   if (!available.ok()) return available.status();
   // On the cpu the device's memory is the host's too.
-  const uint64_t devices = plan.cuda ? 0 : options.workers * memory->total_bytes();
+  const uint64_t devices = cuda ? 0 : options.workers * plan.backend.memory.total_bytes();
   const uint64_t left = *available > devices ? *available - devices : 0;
   const uint64_t wanted = options.host_memory_bytes ? options.host_memory_bytes : left / 2;
   if (wanted > *available) {
@@ -133,7 +90,7 @@ absl::StatusOr<ServerPlan> MakePlan(const ServeOptions& options) {
   const size_t gather = options.fetch == "gather" ? kv_store::GatherServer::BytesPerWorker(
                                                         plan.layout, kv_store::kDefaultStagingBytes)
                                                   : 0;
-  const size_t prompt = rows.in_place || plan.cuda
+  const size_t prompt = rows.in_place || cuda
                             ? 0
                             : LayerwisePrefill::HostBytes(files->config, files->config.max_context);
   const size_t host = options.workers * (kv_store::RowsBytes(plan.layout) + gather + prompt) +
@@ -288,15 +245,16 @@ std::unique_ptr<ChildProcess> Server::DescribeWorker(uint32_t index) {
       .Add("--socket", WorkerSocket(index))
       .Add("--attach-socket", state_->Socket("attach"))
       .Add("--pool", index)
-      .Add("--device-memory", plan_.device_bytes)
+      .Add("--device-memory", plan_.backend.device_bytes)
       .Add("--max-batch", options_.max_batch)
       .Add("--threads", options_.threads);
   if (!options_.channels_file.empty()) arguments.Add("--channels", options_.channels_file);
-  if (plan_.cuda) {
-    arguments.Add("--backend", "cuda").Add("--device", index);
-    if (!options_.graphs) arguments.AddFlag("--no-graphs");
+  const bool cuda = plan_.backend.cuda;
+  if (cuda) {
+    arguments.Add("--backend", "cuda").Add("--device", plan_.backend.devices[index]);
+    if (options_.no_graphs) arguments.AddFlag("--no-graphs");
   }
-  if (const RowMode rows = options_.row_mode(plan_.cuda); !rows.in_place) {
+  if (const RowMode rows = options_.row_mode(cuda); !rows.in_place) {
     arguments.Add("--hot-rows", rows.hot_rows)
         .Add("--fetch", options_.fetch)
         .Add("--link", options_.link)

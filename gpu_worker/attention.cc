@@ -12,6 +12,9 @@ Attention::Attention(const Options& options)
       config_(*options.config),
       backend_(*options.backend),
       scratch_(options.scratch),
+      step_lists_{scratch_.q, scratch_.scores, scratch_.selection, scratch_.slots, scratch_.misses},
+      ahead_lists_{scratch_.ahead.q, scratch_.ahead.scores, scratch_.ahead.selection,
+                   scratch_.ahead.slots, nullptr},
       counts_(options.config->layers) {
   if (options.channels) {
     label_layout_ = {config_.layers, config_.kv_heads, options.channels->channels};
@@ -23,6 +26,7 @@ void Attention::BeginPass(std::span<const StepItem> items, std::span<const uint3
   first_ = first;
   for (Kept& kept : kept_) kept.layer = kNoToken;
   judged_.clear();
+  guessed_.clear();
   if (options_.fetcher) options_.fetcher->BeginStep(items.size());
 }
 
@@ -134,11 +138,12 @@ void Attention::AttendDense(uint32_t layer) {
   if (!dense.empty()) Attend(dense, 0);
 }
 
-// Room for a list of so many tokens: coarse, so that steps of growing sequences look alike.
+// Room for a list of so many tokens; coarse on a device, whose steps should look alike as sequences
+// grow.
 size_t Attention::StrideFor(uint32_t tokens) const {
   constexpr size_t kStep = 4096;
-  const size_t most = scratch_.selection_entries / config_.kv_heads;
-  return std::min((tokens + kStep - 1) / kStep * kStep, most);
+  if (backend_.host_memory()) return tokens;
+  return std::min<size_t>((tokens + kStep - 1) / kStep * kStep, config_.max_context);
 }
 
 void Attention::ForEachRound(uint32_t layer, bool predicted, std::span<const Selecting> all,
@@ -151,7 +156,7 @@ void Attention::ForEachRound(uint32_t layer, bool predicted, std::span<const Sel
       stride = longest;
     }
     CHECK_GT(to, from);  // one sequence alone always fits
-    ScoreAndSelect(layer, all.subspan(from, to - from), stride);
+    ScoreAndSelect(layer, predicted, all.subspan(from, to - from), stride);
     if (on_selection_) ShowLists(layer, predicted, all.subspan(from, to - from), stride);
     use(all.subspan(from, to - from), stride);
     if (progress_) progress_();
@@ -159,8 +164,10 @@ void Attention::ForEachRound(uint32_t layer, bool predicted, std::span<const Sel
   }
 }
 
-void Attention::ScoreAndSelect(uint32_t layer, std::span<const Selecting> round, size_t stride) {
+void Attention::ScoreAndSelect(uint32_t layer, bool predicted, std::span<const Selecting> round,
+                               size_t stride) {
   CHECK(options_.channels != nullptr);
+  const Lists& to = lists(predicted);
   Timeline::Span span(options_.timeline, "select", layer);
   std::vector<ScoreLabelsArgs::Item> score;
   std::vector<SelectArgs::Item> select;
@@ -169,13 +176,13 @@ void Attention::ScoreAndSelect(uint32_t layer, std::span<const Selecting> round,
     score.push_back({.query = first_[round[n].index],
                      .tokens = round[n].tokens,
                      .labels = Labels(layer, items_[round[n].index]),
-                     .scores = scratch_.scores + offset});
-    select.push_back({.scores = scratch_.scores + offset,
+                     .scores = to.scores + offset});
+    select.push_back({.scores = to.scores + offset,
                       .tokens = round[n].tokens,
                       .count = round[n].count,
-                      .selection = scratch_.selection + offset});
+                      .selection = to.selection + offset});
   }
-  backend_.ScoreLabels({.q = scratch_.q,
+  backend_.ScoreLabels({.q = to.q,
                         .kv_heads = config_.kv_heads,
                         .group = config_.heads / config_.kv_heads,
                         .head_dim = config_.head_dim,
@@ -194,21 +201,22 @@ void Attention::ShowLists(uint32_t layer, bool predicted, std::span<const Select
   CHECK(backend_.host_memory());
   for (size_t n = 0; n < round.size(); ++n) {
     for (uint32_t head = 0; head < config_.kv_heads; ++head) {
-      uint32_t* list = scratch_.selection + (n * config_.kv_heads + head) * stride;
+      uint32_t* list = lists(predicted).selection + (n * config_.kv_heads + head) * stride;
       on_selection_(layer, round[n].index, head, predicted, {list, round[n].count});
     }
   }
 }
 
-RowFetcher::Request Attention::RequestFor(const Selecting& selecting, size_t n,
+RowFetcher::Request Attention::RequestFor(const Selecting& selecting, bool predicted, size_t n,
                                           size_t stride) const {
   const size_t offset = n * config_.kv_heads * stride;
+  const Lists& of = lists(predicted);
   return {.index = selecting.index,
           .item = &items_[selecting.index],
-          .rows = scratch_.selection + offset,
+          .rows = of.selection + offset,
           .count = selecting.count,
-          .slots = scratch_.slots + offset,
-          .misses = scratch_.misses + offset,
+          .slots = of.slots + offset,
+          .misses = of.misses ? of.misses + offset : nullptr,
           .resolved = scratch_.resolved + n * config_.kv_heads};
 }
 
@@ -224,7 +232,7 @@ void Attention::AttendSelected(uint32_t layer, std::span<const Selecting> round,
     const uint32_t* list = scratch_.selection + n * config_.kv_heads * stride;
     AttendArgs::Item one = {.span = Span(index), .selection = list, .count = count};
     if (item.offloaded()) {
-      requests.push_back(RequestFor(round[n], n, stride));
+      requests.push_back(RequestFor(round[n], false, n, stride));
       one.rows = item.device->Rows(layer);
       one.selection = requests.back().slots;
       current.push_back({.span = one.span,
@@ -250,7 +258,7 @@ void Attention::AttendPredicted(uint32_t layer, uint32_t index) {
   CHECK(backend_.host_memory());
   const StepItem& item = items_[index];
   std::fill_n(scratch_.selection, config_.kv_heads, item.position);
-  const RowFetcher::Request request = RequestFor({index, 1, 1}, 0, 1);
+  const RowFetcher::Request request = RequestFor({index, 1, 1}, false, 0, 1);
   options_.fetcher->Bring(layer, {&request, 1}, 1, &counts_[layer]);
   const RowFetcher::Prediction prediction = options_.fetcher->Predicted(layer, index);
   for (uint32_t head = 0; head < config_.kv_heads; ++head) {

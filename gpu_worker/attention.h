@@ -52,9 +52,11 @@ class Attention {
 
   // Whether predictions want to see the inputs of this step's layers.
   bool predicts() const;
-  // Starts to fetch what layer + 1 will probably select, judged by scratch.hidden, the input of
-  // `layer`, and scratch.previous, that of the layer before. Uses scratch.normed, .q and .attended.
-  // Fetches nothing where the policy of layer + 1 says so.
+  // Keeps the input of a layer, [tokens, hidden_size], for predictions and comparisons.
+  void KeepInput(uint32_t layer, const float* hidden, uint32_t tokens);
+  // Starts to fetch what layer + 1 will probably select, judged by the inputs of `layer` and of the
+  // layer before, which were kept. Beside what follows, where the device has lanes. Fetches nothing
+  // where the policy of layer + 1 says so.
   void Predict(uint32_t layer, std::span<const uint32_t> positions,
                std::span<const float> inverse_frequency);
 
@@ -90,21 +92,34 @@ class Attention {
     uint32_t tokens = 0;
     uint32_t count = 0;
   };
+  // Where a list is made and what becomes of it: the step's own, or its predictions'.
+  struct Lists {
+    const float* q = nullptr;
+    float* scores = nullptr;
+    uint32_t* selection = nullptr;
+    uint32_t* slots = nullptr;
+    RowMove* misses = nullptr;
+  };
   using Use = std::function<void(std::span<const Selecting> round, size_t stride)>;
 
   void AttendDense(uint32_t layer);
   void AttendSelected(uint32_t layer, std::span<const Selecting> round, size_t stride);
   void AttendPredicted(uint32_t layer, uint32_t index);
-  // Scores and selects with scratch.q in rounds that fit the scratch, and hands each round on, its
-  // lists in scratch.selection, [round][kv_heads, stride].
+  // Scores and selects in rounds that fit the scratch, and hands each round on, its lists in
+  // Lists::selection, [round][kv_heads, stride].
   void ForEachRound(uint32_t layer, bool predicted, std::span<const Selecting> all, const Use& use);
-  void ScoreAndSelect(uint32_t layer, std::span<const Selecting> round, size_t stride);
+  void ScoreAndSelect(uint32_t layer, bool predicted, std::span<const Selecting> round,
+                      size_t stride);
   void ShowLists(uint32_t layer, bool predicted, std::span<const Selecting> round, size_t stride);
   void Attend(std::span<const AttendArgs::Item> items, size_t stride);
 
+  void PredictRows(uint32_t layer, std::span<const uint32_t> positions,
+                   std::span<const float> inverse_frequency);
   void GuessInput(uint32_t layer, uint32_t tokens, bool as_published);
   uint32_t PredictedCount(const StepItem& item, const LayerPolicy& policy) const;
-  RowFetcher::Request RequestFor(const Selecting& selecting, size_t n, size_t stride) const;
+  const Lists& lists(bool predicted) const { return predicted ? ahead_lists_ : step_lists_; }
+  RowFetcher::Request RequestFor(const Selecting& selecting, bool predicted, size_t n,
+                                 size_t stride) const;
   void CountHere(uint32_t layer, const StepItem& item, uint64_t rows_per_head);
   void KeepPrediction(uint32_t layer, std::span<const Selecting> round, size_t stride);
   void JudgePrediction(uint32_t layer, std::span<const Selecting> round, size_t stride);
@@ -123,6 +138,7 @@ class Attention {
   const ModelConfig& config_;
   Backend& backend_;
   const Scratch scratch_;
+  const Lists step_lists_, ahead_lists_;
   LabelLayout label_layout_;
 
   std::vector<LayerPolicy> policies_;
@@ -136,8 +152,12 @@ class Attention {
   // Measured steps: whose predictions are in scratch.kept, by item; layers take the two in turn.
   struct Kept {
     uint32_t layer = kNoToken;
-    size_t stride = 0;
-    std::vector<Selecting> round;
+    size_t used = 0;  // entries
+    struct List {
+      Selecting of;
+      size_t offset = 0, stride = 0;
+    };
+    std::vector<List> lists;
   };
   Kept kept_[2];
   struct Judged {
@@ -146,6 +166,7 @@ class Attention {
     size_t common = 0;       // place in scratch.common
   };
   std::vector<Judged> judged_;
+  std::vector<uint32_t> guessed_;  // marks: the layer's input has been used, [layers so far]
   std::vector<uint32_t> common_seen_;
 
   std::function<void()> progress_;

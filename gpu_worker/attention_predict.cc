@@ -40,8 +40,9 @@ bool Attention::predicts() const {
          });
 }
 
-// The input of the layer after this one, to scratch.normed: this layer's, as published, and by how
-// much the two have lately differed, which in trained models is much the same from token to token.
+// The input of the layer after this one, to scratch.ahead.normed: this layer's, as published, and
+// by how much the two have lately differed, which in trained models is much the same from token to
+// token.
 void Attention::GuessInput(uint32_t layer, uint32_t tokens, bool as_published) {
   std::vector<ExtrapolateArgs::Item> drifts;
   for (uint32_t i = 0; i < items_.size(); ++i) {
@@ -53,13 +54,21 @@ void Attention::GuessInput(uint32_t layer, uint32_t tokens, bool as_published) {
     const float rate = std::max(kDriftRate, 1.0f / static_cast<float>(drift.steps));
     drifts.push_back({.token = first_[i], .drift = drift.values, .rate = rate});
   }
-  backend_.Extrapolate({.x = scratch_.hidden,
-                        .previous = scratch_.previous,
+  backend_.Extrapolate({.x = scratch_.Input(config_, layer),
+                        .previous = scratch_.Input(config_, layer + Scratch::kInputs - 1),
                         .tokens = tokens,
                         .width = config_.hidden_size,
                         .layer = layer,
                         .items = drifts,
-                        .out = scratch_.normed});
+                        .out = scratch_.ahead.normed});
+}
+
+// What was kept here before was last used by the prediction two layers ago.
+void Attention::KeepInput(uint32_t layer, const float* hidden, uint32_t tokens) {
+  CHECK_LE(tokens, scratch_.max_logit_rows);
+  if (guessed_.size() >= 2 && layer >= 2) backend_.WaitFor(guessed_[layer - 2]);
+  backend_.Copy(scratch_.Input(config_, layer), hidden,
+                size_t{tokens} * config_.hidden_size * sizeof(float));
 }
 
 void Attention::Predict(uint32_t layer, std::span<const uint32_t> positions,
@@ -68,32 +77,47 @@ void Attention::Predict(uint32_t layer, std::span<const uint32_t> positions,
   const uint32_t next = layer + 1;
   const LayerPolicy& plan = policy(next);
   Timeline::Span span(options_.timeline, "predict", next);
+  const uint32_t kept = backend_.Mark();
+  backend_.UseLane(Lane::kPredict);
+  backend_.WaitFor(kept);
   GuessInput(layer, static_cast<uint32_t>(positions.size()), plan.uncorrected);
-  if (!plan.predict) return;
+  guessed_.push_back(backend_.Mark());
+  if (plan.predict) PredictRows(next, positions, inverse_frequency);
+  backend_.UseLane(Lane::kCompute);
+}
+
+void Attention::PredictRows(uint32_t layer, std::span<const uint32_t> positions,
+                            std::span<const float> inverse_frequency) {
+  const LayerPolicy& plan = policy(layer);
   std::vector<Selecting> selecting;
   for (uint32_t i = 0; i < items_.size(); ++i) {
     const StepItem& item = items_[i];
     if (item.budget.dense() || !item.offloaded() || item.position == 0) continue;
     selecting.push_back({i, item.position, PredictedCount(item, plan)});
   }
-  options_.predictor->Predict(next, positions, inverse_frequency, scratch_);
-  ForEachRound(next, true, selecting, [&](std::span<const Selecting> round, size_t stride) {
+  options_.predictor->Predict(layer, positions, inverse_frequency, scratch_.ahead);
+  ForEachRound(layer, true, selecting, [&](std::span<const Selecting> round, size_t stride) {
     std::vector<RowFetcher::Request> requests;
-    for (size_t n = 0; n < round.size(); ++n) requests.push_back(RequestFor(round[n], n, stride));
-    options_.fetcher->Prefetch(next, requests, stride, plan.uncorrected);
-    if (measure_) KeepPrediction(next, round, stride);
+    for (size_t n = 0; n < round.size(); ++n) {
+      requests.push_back(RequestFor(round[n], true, n, stride));
+    }
+    if (measure_) KeepPrediction(layer, round, stride);
+    options_.fetcher->Prefetch(layer, requests, stride, plan.uncorrected);
   });
 }
 
-// Of the first round of a layer only: that of a batch that fits the scratch is all of it.
+// As many of a layer's rounds as there is room for: of a batch that fits the scratch, all.
 void Attention::KeepPrediction(uint32_t layer, std::span<const Selecting> round, size_t stride) {
   Kept& kept = kept_[layer % 2];
-  if (kept.layer == layer) return;
-  kept.layer = layer;
-  kept.stride = stride;
-  kept.round.assign(round.begin(), round.end());
-  backend_.Copy(scratch_.kept + (layer % 2) * scratch_.selection_entries, scratch_.selection,
-                round.size() * config_.kv_heads * stride * sizeof(uint32_t));
+  if (kept.layer != layer) kept = {.layer = layer};
+  const size_t entries = round.size() * config_.kv_heads * stride;
+  if (kept.used + entries > scratch_.selection_entries) return;
+  backend_.Copy(scratch_.kept + (layer % 2) * scratch_.selection_entries + kept.used,
+                ahead_lists_.selection, entries * sizeof(uint32_t));
+  for (size_t n = 0; n < round.size(); ++n) {
+    kept.lists.push_back({round[n], kept.used + n * config_.kv_heads * stride, stride});
+  }
+  kept.used += entries;
 }
 
 // How many of the predicted rows are in the true selection, which lies in scratch.selection.
@@ -102,19 +126,18 @@ void Attention::JudgePrediction(uint32_t layer, std::span<const Selecting> round
   if (kept.layer != layer) return;
   std::vector<OverlapArgs::Item> items;
   for (size_t n = 0; n < round.size(); ++n) {
-    const auto found = std::ranges::find(kept.round, round[n].index, &Selecting::index);
-    if (found == kept.round.end()) continue;
-    const size_t place = static_cast<size_t>(found - kept.round.begin());
+    const auto found = std::ranges::find_if(
+        kept.lists, [&](const Kept::List& list) { return list.of.index == round[n].index; });
+    if (found == kept.lists.end()) continue;
     const size_t common = judged_.size() * config_.kv_heads;
     items.push_back({.a = scratch_.selection + n * config_.kv_heads * stride,
-                     .b = scratch_.kept + (layer % 2) * scratch_.selection_entries +
-                          place * config_.kv_heads * kept.stride,
+                     .b = scratch_.kept + (layer % 2) * scratch_.selection_entries + found->offset,
                      .a_stride = stride,
-                     .b_stride = kept.stride,
+                     .b_stride = found->stride,
                      .a_count = round[n].count,
-                     .b_count = found->count,
+                     .b_count = found->of.count,
                      .common = scratch_.common + common});
-    judged_.push_back({layer, uint64_t{found->count} * config_.kv_heads, common});
+    judged_.push_back({layer, uint64_t{found->of.count} * config_.kv_heads, common});
   }
   if (!items.empty()) backend_.Overlap({.kv_heads = config_.kv_heads, .items = items});
 }

@@ -109,6 +109,10 @@ absl::StatusOr<Device> Device::Make(const ModelFiles& files, const Options& opti
       Scratch::Take(files.config, plan->max_step_tokens, plan->max_batch, plan->selection_tokens,
                     !options.rows.in_place, plan->prediction, *device.arena);
   if (!scratch.ok()) return scratch.status();
+  if (plan->scratch_bytes > 0) {
+    backend.Reserve(plan->scratch_bytes);
+    device.arena->Count("scratch", plan->bytes_by_kind.at("scratch"));
+  }
   if (absl::Status status = device.MakeTables(files); !status.ok()) return status;
   if (absl::Status status = device.MakeRows(files, options); !status.ok()) return status;
   if (absl::Status status = device.MakeAttention(files, options, *scratch); !status.ok()) {

@@ -68,7 +68,7 @@ struct Device {
     uint32_t prefill_unit_tokens = 0;
     unsigned threads = 0;  // of the cpu backend, 0 = every core
     BackendKind backend = BackendKind::kCpu;
-    int device = 0;      // kCuda: which
+    int device = -1;     // kCuda: CudaOptions::device
     bool graphs = true;  // kCuda: decode steps are kept as graphs
     RowLayout row_layout;
     std::byte* row_pool = nullptr;

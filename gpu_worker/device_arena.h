@@ -29,6 +29,11 @@ class DeviceArena {
   // needs and what is left.
   absl::StatusOr<std::byte*> Take(const std::string& kind, size_t bytes);
 
+  // Takes bytes of the budget for memory that the backend itself holds.
+  void Count(const std::string& kind, size_t bytes) {
+    used_bytes_ += bytes;
+    bytes_by_kind_[kind] += bytes;
+  }
   // What Take takes of the budget.
   static size_t Padded(size_t bytes) { return (bytes + 255) / 256 * 256; }
 

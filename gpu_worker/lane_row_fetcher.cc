@@ -100,7 +100,7 @@ void LaneRowFetcher::Prefetch(uint32_t layer, std::span<const Request> requests,
                      .items = call.copies,
                      .progress = progress() + (&call - calls_.data())});
   call.mark = backend.Mark();
-  backend.UseLane(Lane::kCompute);
+  backend.UseLane(Lane::kPredict);
 }
 
 double LaneRowFetcher::Settle(uint32_t layer, bool finish, LayerCounts*) {
@@ -157,6 +157,7 @@ void LaneRowFetcher::Bring(uint32_t layer, std::span<const Request> requests, si
 
 void LaneRowFetcher::Stream(uint32_t layer, const StepItem& item, uint32_t tokens,
                             const RowTable& to, LayerCounts*) {
+  if (tokens == 0) return;
   Request request{.item = &item, .count = tokens};
   Call& call = Begin(layer, false, {&request, 1});
   const CopyRowsArgs::Item copy = {.from = HostRows(layer, item), .to = to, .first_rows = tokens};
@@ -196,6 +197,7 @@ void LaneRowFetcher::CountAhead(const Call& call, const CopyProgress& progress,
       const auto here = static_cast<uint32_t>(std::min<uint64_t>(left, wanted));
       left -= here;
       counts->rows.prefetched += here;
+      direct_bytes_ += here * options_.host_layout.row_bytes();
       counts->cut += wanted - here;
       if (call.items[i]->counts) call.items[i]->counts->prefetched += here;
     }

@@ -101,9 +101,15 @@ void LocalRunner::Forward(std::span<const uint32_t> ids, RowBudget budget) {
 }
 
 void LocalRunner::ForwardBatch(std::span<const Step> steps, bool draw) {
+  const bool decode =
+      std::ranges::all_of(steps, [](const Step& step) { return step.ids.size() == 1; });
+  RunSteps(steps, decode ? StepKind::kDecode : StepKind::kPrompt, draw);
+}
+
+void LocalRunner::RunSteps(std::span<const Step> steps, StepKind kind, bool draw) {
   std::vector<StepItem> items;
   for (const Step& step : steps) items.push_back(Item(step));
-  Run(items, draw);
+  Run(items, kind, draw);
   for (const Step& step : steps) {
     Sequence& sequence = sequences_[step.sequence];
     const auto count = static_cast<uint32_t>(step.ids.size());
@@ -112,12 +118,11 @@ void LocalRunner::ForwardBatch(std::span<const Step> steps, bool draw) {
   }
 }
 
-void LocalRunner::Run(std::span<const StepItem> items, bool draw) {
-  decoded_ =
-      std::ranges::all_of(items, [](const StepItem& item) { return item.counts != nullptr; });
-  CHECK(decoded_ || !draw);
+void LocalRunner::Run(std::span<const StepItem> items, StepKind kind, bool draw) {
+  kind_ = kind;
+  CHECK(kind == StepKind::kDecode || !draw);
   Model& model = *device_.model;
-  model.BeginStep(decoded_ ? StepKind::kDecode : StepKind::kPrompt);
+  model.BeginStep(kind);
   model.Forward(items);
   drawn_.assign(draw ? items.size() : 0, {});
   if (draw) {
@@ -138,7 +143,7 @@ const float* LocalRunner::Logits(uint32_t i) {
   if (device_.backend->host_memory()) return model.Logits(i, 1);
   const size_t vocab = model.config().vocab_size;
   logits_.resize(vocab);
-  device_.backend->BeginStep(decoded_ ? StepKind::kDecode : StepKind::kPrompt);
+  device_.backend->BeginStep(kind_);
   device_.backend->Fetch(logits_.data(), model.Logits(i, 1), vocab * sizeof(float));
   device_.backend->EndStep();
   return logits_.data();
@@ -153,7 +158,7 @@ const float* LocalRunner::Prefill(uint32_t index, std::span<const uint32_t> ids)
     for (uint32_t from = 0; from < tokens; from += options_.chunk_tokens) {
       const Step step = {index, ids.subspan(from, std::min(options_.chunk_tokens, tokens - from)),
                          RowBudget{}};
-      ForwardBatch({&step, 1});
+      RunSteps({&step, 1}, StepKind::kPrompt, false);
       last = static_cast<uint32_t>(step.ids.size()) - 1;
     }
     return Logits(last);
@@ -163,7 +168,7 @@ const float* LocalRunner::Prefill(uint32_t index, std::span<const uint32_t> ids)
   item.prefill_block = 0;
   LayerwisePrefill prefill(device_.model.get(), tokens, options_.chunk_tokens,
                            device_.prompt_hidden);
-  decoded_ = false;
+  kind_ = StepKind::kPrompt;
   while (!prefill.done()) {
     device_.model->BeginStep(StepKind::kPrompt);
     prefill.Run(item, options_.chunk_tokens);

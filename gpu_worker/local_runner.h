@@ -90,13 +90,14 @@ class LocalRunner {
   absl::Status AddSequences(const ModelFiles& files, const Options& options);
   StepItem Item(const Step& step);
   // Runs one pass as a step.
-  void Run(std::span<const StepItem> items, bool draw);
+  void RunSteps(std::span<const Step> steps, StepKind kind, bool draw);
+  void Run(std::span<const StepItem> items, StepKind kind, bool draw);
 
   Options options_;
   std::unique_ptr<kv_store::SegmentClient> segment_;
   Device device_;
   std::vector<Sequence> sequences_;
-  bool decoded_ = false;  // the last pass was a decode step
+  StepKind kind_ = StepKind::kPrompt;  // of the last pass
   std::vector<SampledToken> drawn_;
   std::vector<float> logits_;  // fetched by Logits
 };

@@ -164,9 +164,11 @@ absl::Status RunWorker(const Options& options) {
 
 // For the parent, which must not touch CUDA itself (cli/device_probe.h).
 int Probe() {
-  const std::vector<size_t> free = CudaFreeBytes();
-  for (size_t bytes : free) std::printf("device %zu\n", bytes);
-  if (free.empty()) std::printf("none %s\n", WhyNoCuda().c_str());
+  const std::vector<CudaDevice> devices = CudaDevices();
+  for (const CudaDevice& device : devices) {
+    std::printf("device %d %zu\n", device.ordinal, device.free_bytes);
+  }
+  if (devices.empty()) std::printf("none %s\n", WhyNoCuda().c_str());
   return 0;
 }
 

@@ -68,8 +68,11 @@ void AddDeviceOnly(const ModelConfig& config, const ChannelConfig* channels,
   const size_t pages = Pages(config.max_context);
   const size_t page_entries = sizeof(uint32_t) + 2 * sizeof(std::byte*);
   plan->bytes_by_kind["weights"] = request.weight_bytes;
+  plan->scratch_bytes = kDeviceScratchBytes;
+  plan->bytes_by_kind["scratch"] = 3 * kDeviceScratchBytes;  // of each lane
   // Blocks and pages of the sequence, the blocks of its row sets, and what aligning them takes.
-  plan->table_bytes = Padded(pages * (page_entries + config.layers * sizeof(uint32_t)) + 64);
+  plan->table_bytes =
+      Padded(pages * (page_entries + std::max(config.layers, 2u) * sizeof(uint32_t)) + 64);
   plan->bytes_by_kind["tables"] += Padded(request.max_batch * plan->table_bytes);
   if (channels) {
     plan->bytes_by_kind["tables"] +=
@@ -86,7 +89,9 @@ void AddDeviceOnly(const ModelConfig& config, const ChannelConfig* channels,
 // a device of its own does better with all of it at once.
 uint32_t SelectionTokens(const ModelConfig& config, const MemoryPlan::Request& request) {
   if (request.host_memory) return config.max_context;
-  const size_t entry = 4 * sizeof(float) + sizeof(RowMove) + 2 * sizeof(uint32_t);
+  // Scores, selection, slots and moves; of predictions the first three again, and two kept lists.
+  const size_t entry =
+      3 * sizeof(float) + sizeof(RowMove) + (request.rows.predict ? 5 * sizeof(float) : 0);
   const size_t fit = request.device_bytes / 32 / (entry * config.kv_heads);
   return static_cast<uint32_t>(
       std::clamp<size_t>(fit, config.max_context, size_t{config.max_context} * request.max_batch));

@@ -26,6 +26,10 @@ constexpr uint32_t PrefillUnitTokens(bool cuda) {
   return kPrefillUnitTokens * (cuda ? kDevicePrefillScale : 1);
 }
 
+// What operations keep between their parts, at most: partial results of attention over full
+// batches, and of a prompt's products, with the library's workspace.
+inline constexpr size_t kDeviceScratchBytes = size_t{160} << 20;
+
 // How the device's memory is divided at start: a pure function of the model and the budget.
 // Weights and activations come first; then labels and rows for as many sequences of the full
 // context as fit; what is left makes room for more rows.
@@ -50,8 +54,9 @@ struct MemoryPlan {
   uint32_t prefill_tokens = 0;  // of one layer; 0 in place
   uint32_t set_slots = 0;       // slots that the sets of one layer can have together
   bool prediction = false;
-  size_t table_bytes = 0;   // of one sequence; 0 where tables stay where they are
-  size_t prompt_bytes = 0;  // the residual stream of a prompt that goes layer by layer; likewise
+  size_t table_bytes = 0;    // of one sequence; 0 where tables stay where they are
+  size_t scratch_bytes = 0;  // Backend::Reserve's
+  size_t prompt_bytes = 0;   // the residual stream of a prompt that goes layer by layer; likewise
   // What each kind takes, padded as DeviceArena does.
   std::map<std::string, size_t> bytes_by_kind;
 

@@ -78,13 +78,9 @@ void Model::ForwardLayer(uint32_t layer, const StepItem& item, float* hidden) {
 // hidden += down . (silu(gate . n) * (up . n)), n = norm(hidden)
 void Model::Layer(uint32_t layer) {
   if (measure_ && layer > 0) MeasureSimilarity(layer);
+  if (measure_ || attention_->predicts()) attention_->KeepInput(layer, hidden_, tokens_);
   if (layer + 1 < config_->layers) {
     attention_->Predict(layer, positions_, inverse_frequency_);
-  }
-  if (measure_ || attention_->predicts()) {
-    CHECK_LE(tokens_, scratch_.max_logit_rows);
-    backend_->Copy(scratch_.previous, hidden_,
-                   size_t{tokens_} * config_->hidden_size * sizeof(float));
   }
   Project(layer);
   if (observer_) observer_(layer, scratch_.q, scratch_.k, tokens_);
@@ -123,10 +119,10 @@ void Model::Mlp(uint32_t layer) {
   Add(scratch_.gate, w.down);
 }
 
-// Against the input of the layer before, in scratch.previous.
+// Against the input of the layer before, which was kept.
 void Model::MeasureSimilarity(uint32_t layer) {
   backend_->Cosine({.a = hidden_,
-                    .b = scratch_.previous,
+                    .b = scratch_.Input(*config_, layer - 1),
                     .tokens = tokens_,
                     .width = config_->hidden_size,
                     .out = scratch_.cosines + layer * scratch_.max_logit_rows});

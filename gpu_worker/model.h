@@ -56,6 +56,7 @@ class Model {
   // Called after every layer of a forward pass, so that a long one shows that it goes on.
   void set_progress(std::function<void()> progress) {
     attention_->set_progress(progress);
+    backend_->set_progress(progress);
     progress_ = std::move(progress);
   }
 

@@ -82,24 +82,24 @@ void QueryPredictor::Slice(uint32_t layer, const std::vector<uint16_t>& chosen,
 
 void QueryPredictor::Predict(uint32_t layer, std::span<const uint32_t> positions,
                              std::span<const float> inverse_frequency,
-                             const Scratch& scratch) const {
+                             const Scratch::Ahead& ahead) const {
   const auto tokens = static_cast<uint32_t>(positions.size());
-  const ProjectArgs::Output output = {sliced_[layer], scratch.attended};
-  backend_->Project({.x = scratch.normed,
+  const ProjectArgs::Output output = {sliced_[layer], ahead.compact};
+  backend_->Project({.x = ahead.normed,
                      .tokens = tokens,
                      .norm = weights_.layers[layer].attention_norm,
                      .epsilon = config_.rms_norm_eps,
-                     .normed = scratch.normed,
+                     .normed = ahead.normed,
                      .outputs = {&output, 1}});
-  backend_->ExpandQuery({.compact = scratch.attended,
+  backend_->ExpandQuery({.compact = ahead.compact,
                          .channels = channels_[layer],
                          .tokens = tokens,
                          .kv_heads = config_.kv_heads,
                          .group = config_.heads / config_.kv_heads,
                          .head_dim = config_.head_dim,
                          .width = width_,
-                         .q = scratch.q});
-  backend_->Rope({.x = scratch.q,
+                         .q = ahead.q});
+  backend_->Rope({.x = ahead.q,
                   .positions = positions,
                   .inverse_frequency = inverse_frequency,
                   .heads = config_.heads,

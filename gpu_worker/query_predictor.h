@@ -30,10 +30,10 @@ class QueryPredictor {
   QueryPredictor(const ModelConfig& config, const ChannelConfig& channels, const Weights& files,
                  const Weights& weights, Backend* backend, std::byte* memory);
 
-  // From the guessed input of `layer` in scratch.normed, [positions.size(), hidden_size], to its
-  // queries in scratch.q, zero but for the channels; uses scratch.attended.
+  // From the guessed input of `layer` in ahead.normed, [positions.size(), hidden_size], to its
+  // queries in ahead.q, zero but for the channels; uses ahead.compact.
   void Predict(uint32_t layer, std::span<const uint32_t> positions,
-               std::span<const float> inverse_frequency, const Scratch& scratch) const;
+               std::span<const float> inverse_frequency, const Scratch::Ahead& ahead) const;
 
  private:
   // Channels of a KV head: labels and partners, or all of them where those would be as many.

@@ -19,7 +19,7 @@ void ForEachBuffer(const ModelConfig& config, bool slots, bool predict, Scratch&
   take("activations", tokens * q_width, scratch.attended);
   take("activations", tokens * config.intermediate_size, scratch.gate);
   take("activations", tokens * config.intermediate_size, scratch.up);
-  take("activations", batch * config.hidden_size, scratch.previous);
+  take("activations", Scratch::kInputs * batch * config.hidden_size, scratch.inputs);
   take("activations", config.layers * batch, scratch.cosines);
   take("logits", batch * config.vocab_size, scratch.logits);
   take("selection", scratch.selection_entries, scratch.scores);
@@ -29,6 +29,12 @@ void ForEachBuffer(const ModelConfig& config, bool slots, bool predict, Scratch&
   take("selection", scratch.selection_entries, scratch.misses);
   take("selection", batch * config.kv_heads, scratch.resolved);
   if (!predict) return;
+  take("prediction", batch * config.hidden_size, scratch.ahead.normed);
+  take("prediction", batch * q_width, scratch.ahead.q);
+  take("prediction", batch * q_width, scratch.ahead.compact);
+  take("prediction", scratch.selection_entries, scratch.ahead.scores);
+  take("prediction", scratch.selection_entries, scratch.ahead.selection);
+  take("prediction", scratch.selection_entries, scratch.ahead.slots);
   take("prediction", 2 * scratch.selection_entries, scratch.kept);
   take("prediction", config.layers * batch * config.kv_heads, scratch.common);
 }

@@ -20,15 +20,16 @@ struct Scratch {
   uint32_t max_logit_rows = 0;   // rows of `logits`
   size_t selection_entries = 0;  // floats of `scores`, and indices of `selection`
 
-  float* hidden = nullptr;        // [max_tokens, hidden_size]  the residual stream
-  float* normed = nullptr;        // [max_tokens, hidden_size]
-  float* q = nullptr;             // [max_tokens, heads * head_dim]
-  float* k = nullptr;             // [max_tokens, kv_heads * head_dim]
-  float* v = nullptr;             // [max_tokens, kv_heads * head_dim]
-  float* attended = nullptr;      // [max_tokens, heads * head_dim]
-  float* gate = nullptr;          // [max_tokens, intermediate_size]
-  float* up = nullptr;            // [max_tokens, intermediate_size]
-  float* previous = nullptr;      // [max_logit_rows, hidden_size]  input of the layer before
+  float* hidden = nullptr;    // [max_tokens, hidden_size]  the residual stream
+  float* normed = nullptr;    // [max_tokens, hidden_size]
+  float* q = nullptr;         // [max_tokens, heads * head_dim]
+  float* k = nullptr;         // [max_tokens, kv_heads * head_dim]
+  float* v = nullptr;         // [max_tokens, kv_heads * head_dim]
+  float* attended = nullptr;  // [max_tokens, heads * head_dim]
+  float* gate = nullptr;      // [max_tokens, intermediate_size]
+  float* up = nullptr;        // [max_tokens, intermediate_size]
+  // [kInputs, max_logit_rows, hidden_size]  inputs of the last layers, which take them in turn
+  float* inputs = nullptr;
   float* logits = nullptr;        // [max_logit_rows, vocab_size]
   float* scores = nullptr;        // [selection_entries]
   uint32_t* selection = nullptr;  // [selection_entries]
@@ -36,10 +37,25 @@ struct Scratch {
   uint32_t* slots = nullptr;     // [selection_entries]
   RowMove* misses = nullptr;     // [selection_entries]
   Resolved* resolved = nullptr;  // [max_logit_rows, kv_heads]
-  // Where predictions are made, for steps that look at how good they are:
+  // Where predictions are made: they have their own of everything, and may run beside a layer.
+  struct Ahead {
+    float* normed = nullptr;   // [max_logit_rows, hidden_size]
+    float* q = nullptr;        // [max_logit_rows, heads * head_dim]
+    float* compact = nullptr;  // [max_logit_rows, heads * head_dim]
+    float* scores = nullptr;   // [selection_entries], as the next
+    uint32_t* selection = nullptr;
+    uint32_t* slots = nullptr;
+  } ahead;
+  // For steps that look at how good they are:
   uint32_t* kept = nullptr;    // [2, selection_entries]  predicted lists; layers take them in turn
   uint32_t* common = nullptr;  // [layers, max_logit_rows, kv_heads]  of those, selected
   float* cosines = nullptr;    // [layers, max_logit_rows]  similarity of consecutive layers' inputs
+
+  // A layer's input is needed by the predictions of that layer and the next.
+  static constexpr uint32_t kInputs = 3;
+  float* Input(const ModelConfig& config, uint32_t layer) const {
+    return inputs + size_t{layer % kInputs} * max_logit_rows * config.hidden_size;
+  }
 
   // `selection_tokens`: the most tokens that the double-sparsity sequences of one selection round
   // have together; at least one whole sequence's. `slots`: whether rows are brought to the device;

@@ -104,8 +104,8 @@ void StepLoop::OnPlan(const v1::Plan& plan) {
   std::vector<LayerPolicy> policies;
   for (const v1::LayerPlan& layer : plan.layers()) {
     const uint32_t percent = layer.prefetch_percent() ? layer.prefetch_percent() : 100;
-    policies.push_back(
-        {layer.predict(), std::min(percent, kMaxPrefetchPercent), layer.uncorrected()});
+    policies.push_back({layer.predict(), std::min(percent, kMaxPrefetchPercent),
+                        layer.uncorrected() && options_.device->backend->host_memory()});
   }
   options_.device->attention->set_policies(std::move(policies));
 

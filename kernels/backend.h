@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -58,9 +59,14 @@ class Backend {
   // To host memory when the step ends, like an operation.
   virtual void Fetch(void* host, const void* device, size_t bytes);
 
+  // Memory for what operations keep between their own parts, so that none is taken later.
+  virtual void Reserve(size_t bytes) { (void)bytes; }
+  // Called now and then while EndStep waits for a long step.
+  virtual void set_progress(std::function<void()>) {}
+
   virtual void BeginStep(StepKind) {}
   virtual void EndStep() {}
-  // Inside a step: what follows goes to that lane. A step begins on kCompute, and ends when both
+  // Inside a step: what follows goes to that lane. A step begins on kCompute, and ends when all
   // lanes are done.
   virtual void UseLane(Lane) {}
   // A point of the lane in use, after all it was given so far, and the lane in use waits for one.
@@ -107,10 +113,14 @@ std::unique_ptr<Backend> MakeCpuBackend(unsigned threads);
 // A CUDA device. Steps of kDecode are kept as graphs unless `graphs` is off, which changes
 // no result. Null, with one line in `why`, when this build has no CUDA, or this machine no driver
 // or no device that can run it. A call that fails later ends the process (kernels/cuda/check.h).
-std::string WhyNoCuda();              // "" = MakeCudaBackend will make one
-std::vector<size_t> CudaFreeBytes();  // of every device that can run this build
+std::string WhyNoCuda();  // "" = MakeCudaBackend will make one
+struct CudaDevice {
+  int ordinal = 0;
+  size_t free_bytes = 0;
+};
+std::vector<CudaDevice> CudaDevices();  // that can run this build
 struct CudaOptions {
-  int device = 0;
+  int device = -1;  // ordinal; -1 = the first that can run this build
   bool graphs = true;
 };
 std::unique_ptr<Backend> MakeCudaBackend(const CudaOptions& options, std::string* why);

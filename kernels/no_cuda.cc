@@ -6,7 +6,7 @@
 namespace sparsekv {
 
 std::string WhyNoCuda() { return "this build has no CUDA backend"; }
-std::vector<size_t> CudaFreeBytes() { return {}; }
+std::vector<CudaDevice> CudaDevices() { return {}; }
 
 std::unique_ptr<Backend> MakeCudaBackend(const CudaOptions&, std::string* why) {
   *why = WhyNoCuda();

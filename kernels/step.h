@@ -10,10 +10,11 @@ namespace sparsekv {
 // whatever the batch or the chunk is so within a kind.
 enum class StepKind : uint8_t { kPrompt, kDecode };
 
-// Where a device runs what it is given: the step itself, or what may run beside it. Each lane runs
+// Where a device runs what it is given: the step itself, what guesses the next layer's rows beside
+// it, and what fetches them. Each lane runs
 // its operations in order; between lanes order is only what marks make. Backends that finish
 // every operation before they return have one lane.
-enum class Lane : uint8_t { kCompute = 0, kPrefetch = 1 };
-inline constexpr int kLanes = 2;
+enum class Lane : uint8_t { kCompute = 0, kPredict = 1, kPrefetch = 2 };
+inline constexpr int kLanes = 3;
 
 }  // namespace sparsekv

@@ -15,6 +15,11 @@ esac
 
 deploy/install-deps.sh --tests
 [[ -f $build/build.ninja ]] || cmake --preset "$preset" >/dev/null
+if [[ $preset == release ]] && { command -v nvcc || command -v /usr/local/cuda/bin/nvcc; } >/dev/null \
+  && ! grep -q kernels/cuda/tape.cc "$build/build.ninja"; then
+  echo "tests/run.sh: a CUDA toolkit is here, but $build was configured without the CUDA backend" >&2
+  exit 1
+fi
 cmake --build "$build" --target "$target"
 
 export ASAN_OPTIONS=detect_leaks=1:abort_on_error=1

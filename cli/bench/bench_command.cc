@@ -3,6 +3,7 @@
 #include "cli/bench/bench.h"
 #include "cli/bench/bench_decode.h"
 #include "cli/bench/bench_fetch.h"
+#include "cli/bench/bench_prefill.h"
 #include "cli/bench/random_model.h"
 #include "cli/commands.h"
 
@@ -129,6 +130,33 @@ void AddBenchDecode(CLI::App& bench, Command* command) {
   sub->callback([=] { *command = [=] { return BenchDecode(*o); }; });
 }
 
+void AddBenchPrefill(CLI::App& bench, Command* command) {
+  auto o = std::make_shared<PrefillBenchOptions>();
+  CLI::App* sub = bench.add_subcommand("prefill", "whole prompts of random weights");
+  sub->add_option("--shape", o->shape, "which model's sizes")
+      ->check(CLI::IsMember(RandomModel::ShapeNames()))
+      ->capture_default_str();
+  sub->add_option("--layers", o->layers, "layers (default: the shape's)")
+      ->check(CLI::Range(2u, kMaxLayers));
+  sub->add_option("--tokens", o->tokens, "list of prompt lengths")
+      ->delimiter(',')
+      ->check(CLI::Range(256u, kMaxContext))
+      ->capture_default_str();
+  sub->add_option("--placement", o->placement, "where rows live")
+      ->check(CLI::IsMember({"resident", "offload"}))
+      ->capture_default_str();
+  sub->add_option("--backend", o->backend, "where it runs")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
+  sub->add_option("--rounds", o->rounds, "repetitions after one that warms up")
+      ->check(CLI::Range(0u, 100u))
+      ->capture_default_str();
+  sub->add_option("--threads", o->threads, "threads (default: one per core)")
+      ->check(CLI::Range(1u, 1024u));
+  sub->add_flag("--json", o->json, "one JSON object on one line");
+  sub->callback([=] { *command = [=] { return BenchPrefill(*o); }; });
+}
+
 void AddBenchFetch(CLI::App& bench, Command* command) {
   auto o = std::make_shared<FetchBenchOptions>();
   CLI::App* sub = bench.add_subcommand("fetch", "direct and gathered rows, by size and count");
@@ -150,6 +178,7 @@ void AddBench(CLI::App& app, Command* command) {
   bench->require_subcommand(1);
   AddBenchKernels(*bench, command);
   AddBenchDecode(*bench, command);
+  AddBenchPrefill(*bench, command);
   AddBenchFetch(*bench, command);
   CLI::App* serve = bench->add_subcommand("serve", "serving (not in this version)");
   serve->allow_extras();

@@ -43,7 +43,10 @@ class CudaBackend final : public Backend {
   void Unshare(std::byte* host, size_t bytes) override;
   void Upload(void* device, const void* host, size_t bytes) override {
     CHECK(!in_step_);
+    // From pageable memory it may return before the bytes are there, and steps run on other
+    // streams.
     CUDA_CHECK(cudaMemcpy(device, host, bytes, cudaMemcpyDefault));
+    CUDA_CHECK(cudaStreamSynchronize(cudaStreamLegacy));
   }
   void Download(void* host, const void* device, size_t bytes) override {
     CHECK(!in_step_);
@@ -59,6 +62,10 @@ class CudaBackend final : public Backend {
     Do([&] { tape_.Fetch(host, device, bytes); });
   }
 
+  void Reserve(size_t bytes) override { tape_.ReserveScratch(bytes); }
+  void set_progress(std::function<void()> progress) override {
+    tape_.set_progress(std::move(progress));
+  }
   void BeginStep(StepKind kind) override;
   void EndStep() override;
   void UseLane(Lane lane) override { tape_.UseLane(lane); }
@@ -154,6 +161,7 @@ bool CudaBackend::Share(std::byte* host, size_t bytes, std::string* why) {
     *why = error != cudaSuccess ? cudaGetErrorString(error)
                                 : "the device has another address for host memory";
     cudaGetLastError();
+    if (error == cudaSuccess) CUDA_CHECK(cudaHostUnregister(host + from));
     Unshare(host, from);
     return false;
   }
@@ -221,8 +229,8 @@ std::string WhyNoCuda() {
   return why;
 }
 
-std::vector<size_t> CudaFreeBytes() {
-  std::vector<size_t> all;
+std::vector<CudaDevice> CudaDevices() {
+  std::vector<CudaDevice> all;
   int count = 0;
   if (!WhyNoCuda().empty() || cudaGetDeviceCount(&count) != cudaSuccess) return all;
   for (int device = 0; device < count; ++device) {
@@ -230,7 +238,7 @@ std::vector<size_t> CudaFreeBytes() {
     if (!WhyNotDevice(device).empty()) continue;
     CUDA_CHECK(cudaSetDevice(device));
     CUDA_CHECK(cudaMemGetInfo(&free, &total));
-    all.push_back(free);
+    all.push_back({device, free});
   }
   return all;
 }
@@ -246,9 +254,11 @@ bool DeviceExists() {
 
 std::unique_ptr<Backend> MakeCudaBackend(const CudaOptions& options, std::string* why) {
   *why = WhyNoCuda();
-  if (why->empty()) *why = WhyNotDevice(options.device);
   if (!why->empty()) return nullptr;
-  CUDA_CHECK(cudaSetDevice(options.device));
+  const int device = options.device < 0 ? CudaDevices().front().ordinal : options.device;
+  *why = WhyNotDevice(device);
+  if (!why->empty()) return nullptr;
+  CUDA_CHECK(cudaSetDevice(device));
   return std::make_unique<CudaBackend>(options);
 }
 

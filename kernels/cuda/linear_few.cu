@@ -8,9 +8,10 @@
 // Products of a decode step: few tokens, so the weights' bytes are the bound (2 per weight of 16
 // bits, each read once from device memory; x comes from the caches).
 //
-// A CTA has 32 rows of weights (of GateUp: 16 of gate and the same 16 of up) and all tokens; its
-// warps divide the inputs, in chunks of 32 taken in turn, and their sums are added in the order of
-// the warps. Nothing of that depends on the tokens, so a token's result depends on itself alone.
+// A CTA has 32 or 64 rows of weights (of GateUp: half of gate and the same of up) and all tokens;
+// its warps divide the inputs, in chunks of 32 taken in turn, and their sums are added in the order
+// of the warps. Nothing of that depends on the tokens, so a token's result depends on itself alone.
+// Every CTA reads all of x: with many tokens that is what costs, and 64 rows share it.
 //
 // Tensor cores: weights are the A operand of m16n8k16, tokens the columns. A thread's 16 bytes of a
 // row are eight neighbouring inputs; they serve as the operand's k positions 2t, 2t+1, 2t+8, 2t+9
@@ -22,9 +23,7 @@ namespace {
 constexpr uint32_t kWarps = 8;
 constexpr uint32_t kThreads = kWarps * 32;
 constexpr uint32_t kTileRows = 16;
-constexpr uint32_t kRows = 2 * kTileRows;  // of a CTA
-constexpr uint32_t kChunk = 32;            // inputs
-constexpr uint32_t kAhead = 4;             // chunks that are loaded together
+constexpr uint32_t kChunk = 32;  // inputs
 constexpr uint32_t kTileTokens = 8;
 constexpr uint32_t kMostOutputs = 4;
 
@@ -66,7 +65,9 @@ struct Pair<__nv_bfloat16> {
 };
 template <>
 struct Pair<__half> {
-  static __device__ float Bounded(float x) { return fminf(fmaxf(x, -65504.0f), 65504.0f); }
+  static __device__ float Bounded(float x) {  // NaN stays
+    return fabsf(x) > 65504.0f ? copysignf(65504.0f, x) : x;
+  }
   static __device__ void Split(float a, float b, uint32_t& high, uint32_t& low) {
     const __half2 h = __floats2half2_rn(Bounded(a), Bounded(b));
     const __half2 l = __floats2half2_rn(Bounded(a - __low2float(h)), Bounded(b - __high2float(h)));
@@ -91,21 +92,23 @@ __device__ inline uint4 LoadStreaming(const void* address) {
   return value;
 }
 
-// The rows of a thread in one chunk: rows g and g + 8 of both tiles.
+// The rows of a thread in one chunk: rows g and g + 8 of every tile.
+template <int kRowTiles>
 struct Weights {
-  uint4 row[4];
+  uint4 row[2 * kRowTiles];
 };
 
-// What a thread reads: its rows of both tiles, null where there is none.
+// What a thread reads: its rows of all tiles, null where there is none.
+template <int kRowTiles>
 struct Reader {
-  const char* row[4];
+  const char* row[2 * kRowTiles];
   uint32_t inputs;
 
-  __device__ Weights Load(uint32_t chunk) const {
+  __device__ Weights<kRowTiles> Load(uint32_t chunk) const {
     const uint32_t at = chunk * kChunk + threadIdx.x % 4 * 8;
-    Weights weights;
+    Weights<kRowTiles> weights;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < 2 * kRowTiles; ++i) {
       weights.row[i] =
           at < inputs && row[i] ? LoadStreaming(row[i] + uint64_t{at} * 2) : make_uint4(0, 0, 0, 0);
     }
@@ -114,9 +117,10 @@ struct Reader {
 };
 
 // sums[tile][token tile] += weights . x, of one chunk.
-template <typename T, int kTokenTiles>
-__device__ inline void MultiplyChunk(const Work& work, uint32_t chunk, const Weights& weights,
-                                     float (&sums)[2][kTokenTiles][4]) {
+template <typename T, int kRowTiles, int kTokenTiles>
+__device__ inline void MultiplyChunk(const Work& work, uint32_t chunk,
+                                     const Weights<kRowTiles>& weights,
+                                     float (&sums)[kRowTiles][kTokenTiles][4]) {
   const uint32_t at = chunk * kChunk + threadIdx.x % 4 * 8;
   const uint32_t group = threadIdx.x % 32 / 4;
 #pragma unroll
@@ -135,7 +139,7 @@ __device__ inline void MultiplyChunk(const Work& work, uint32_t chunk, const Wei
     Pair<T>::Split(x[1].x, x[1].y, high[2], low[2]);
     Pair<T>::Split(x[1].z, x[1].w, high[3], low[3]);
 #pragma unroll
-    for (int rows = 0; rows < 2; ++rows) {
+    for (int rows = 0; rows < kRowTiles; ++rows) {
       const uint4 a = weights.row[2 * rows], b = weights.row[2 * rows + 1];
       const uint32_t first[4] = {a.x, b.x, a.y, b.y}, second[4] = {a.z, b.z, a.w, b.w};
       Pair<T>::Multiply(sums[rows][tile], first, high[0], high[1]);
@@ -147,13 +151,13 @@ __device__ inline void MultiplyChunk(const Work& work, uint32_t chunk, const Wei
 }
 
 // The sums of all warps: [row][token] in shared memory.
-template <int kTokenTiles>
-__device__ inline void ShareSums(const float (&sums)[2][kTokenTiles][4], float* shared) {
+template <int kRowTiles, int kTokenTiles>
+__device__ inline void ShareSums(const float (&sums)[kRowTiles][kTokenTiles][4], float* shared) {
   constexpr uint32_t kTokens = kTokenTiles * kTileTokens;
-  float* own = shared + threadIdx.x / 32 * kRows * kTokens;
+  float* own = shared + threadIdx.x / 32 * kRowTiles * kTileRows * kTokens;
   const uint32_t group = threadIdx.x % 32 / 4, pair = threadIdx.x % 4;
 #pragma unroll
-  for (int rows = 0; rows < 2; ++rows) {
+  for (int rows = 0; rows < kRowTiles; ++rows) {
 #pragma unroll
     for (int tile = 0; tile < kTokenTiles; ++tile) {
 #pragma unroll
@@ -166,29 +170,29 @@ __device__ inline void ShareSums(const float (&sums)[2][kTokenTiles][4], float* 
   __syncthreads();
 }
 
-template <int kTokenTiles>
+template <int kRowTiles, int kTokenTiles>
 __device__ inline float SumOver(const float* shared, uint32_t row, uint32_t token) {
   constexpr uint32_t kTokens = kTokenTiles * kTileTokens;
   float sum = 0;
 #pragma unroll
   for (uint32_t warp = 0; warp < kWarps; ++warp) {
-    sum += shared[(warp * kRows + row) * kTokens + token];
+    sum += shared[(warp * kRowTiles * kTileRows + row) * kTokens + token];
   }
   return sum;
 }
 
 // Where y is [tokens, rows].
-template <bool kGateUp, int kTokenTiles>
+template <bool kGateUp, int kRowTiles, int kTokenTiles>
 __device__ inline void Write(const Work& work, const Matrix& matrix, uint32_t first_row,
                              const float* shared) {
-  constexpr uint32_t kOut = kGateUp ? kTileRows : kRows;
+  constexpr uint32_t kOut = kRowTiles * kTileRows / (kGateUp ? 2 : 1);
   for (uint32_t i = threadIdx.x; i < kOut * work.tokens; i += kThreads) {
     const uint32_t row = i % kOut, token = i / kOut;
     if (first_row + row >= matrix.rows) continue;
-    float value = SumOver<kTokenTiles>(shared, row, token);
+    float value = SumOver<kRowTiles, kTokenTiles>(shared, row, token);
     float* to = matrix.y + uint64_t{token} * matrix.rows + first_row + row;
     if (kGateUp) {
-      const float up = SumOver<kTokenTiles>(shared, kTileRows + row, token);
+      const float up = SumOver<kRowTiles, kTokenTiles>(shared, kOut + row, token);
       value = value / (1 + __expf(-value)) * up;
     } else if (work.accumulate) {
       value += *to;
@@ -197,40 +201,41 @@ __device__ inline void Write(const Work& work, const Matrix& matrix, uint32_t fi
   }
 }
 
-template <typename T, bool kGateUp, int kTokenTiles>
-__global__ void __launch_bounds__(kThreads, kTokenTiles <= 2 ? 2 : 1)
-    MmaKernel(const __grid_constant__ Work work) {
+template <typename T, bool kGateUp, int kRowTiles, int kTokenTiles>
+__global__ void __launch_bounds__(kThreads, 2) MmaKernel(const __grid_constant__ Work work) {
   extern __shared__ float shared[];
+  constexpr uint32_t kOut = kRowTiles * kTileRows / (kGateUp ? 2 : 1);
   uint32_t which = 0;
   if (!kGateUp) {
     while (which + 1 < work.count && blockIdx.x >= work.matrices[which + 1].first_cta) ++which;
   }
   const Matrix& matrix = work.matrices[which];
-  const uint32_t first_row = (blockIdx.x - matrix.first_cta) * (kGateUp ? kTileRows : kRows);
-  Reader reader;
+  const uint32_t first_row = (blockIdx.x - matrix.first_cta) * kOut;
+  Reader<kRowTiles> reader;
   reader.inputs = work.inputs;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const uint32_t in_tile = threadIdx.x % 32 / 4 + i % 2 * 8;
-    const uint32_t row = first_row + in_tile + (kGateUp ? 0 : i / 2 * kTileRows);
-    const void* base = kGateUp ? work.matrices[i / 2].weight : matrix.weight;
+  for (int i = 0; i < 2 * kRowTiles; ++i) {
+    const uint32_t in_cta = threadIdx.x % 32 / 4 + i % 2 * 8 + i / 2 * kTileRows;
+    const uint32_t row = first_row + in_cta % kOut;
+    const void* base = kGateUp ? work.matrices[in_cta / kOut].weight : matrix.weight;
     reader.row[i] = row < matrix.rows
                         ? static_cast<const char*>(base) + uint64_t{row} * work.inputs * 2
                         : nullptr;
   }
-  float sums[2][kTokenTiles][4] = {};
+  float sums[kRowTiles][kTokenTiles][4] = {};
+  constexpr int kAhead = kTokenTiles > 2 ? 2 : 4;  // chunks that are loaded together
   const uint32_t chunks = (work.inputs + kChunk - 1) / kChunk;
   for (uint32_t chunk = threadIdx.x / 32; chunk < chunks; chunk += kWarps * kAhead) {
-    Weights weights[kAhead];
+    Weights<kRowTiles> weights[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) weights[i] = reader.Load(chunk + i * kWarps);
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      MultiplyChunk<T, kTokenTiles>(work, chunk + i * kWarps, weights[i], sums);
+      MultiplyChunk<T, kRowTiles, kTokenTiles>(work, chunk + i * kWarps, weights[i], sums);
     }
   }
-  ShareSums<kTokenTiles>(sums, shared);
-  Write<kGateUp, kTokenTiles>(work, matrix, first_row, shared);
+  ShareSums<kRowTiles, kTokenTiles>(sums, shared);
+  Write<kGateUp, kRowTiles, kTokenTiles>(work, matrix, first_row, shared);
 }
 
 // Any type, any alignment: a warp per output, its lanes' sums added at the end.
@@ -278,33 +283,52 @@ bool Fits(const WeightView& weight, const float* x) {
   return weight.dtype != DType::kF32 && weight.cols % 8 == 0 && aligned(weight.data) && aligned(x);
 }
 
-// Tokens in parts of at most 64.
-template <bool kGateUp>
-void LaunchMma(Work work, DType dtype, uint32_t ctas, Tape& tape) {
-  constexpr uint32_t kMost = 64;
-  const uint32_t all = work.tokens;
-  const float* x = work.x;
-  std::array<float*, kMostOutputs> y{};
-  for (uint32_t i = 0; i < kMostOutputs; ++i) y[i] = work.matrices[i].y;
-  for (uint32_t from = 0; from < all; from += kMost) {
-    work.tokens = std::min(all - from, kMost);
-    work.x = x + size_t{from} * work.inputs;
-    for (uint32_t i = 0; i < work.count; ++i) {
-      if (y[i]) work.matrices[i].y = y[i] + size_t{from} * work.matrices[i].rows;
-    }
-    const auto launch = [&]<typename T, int kTokenTiles>(T) {
-      const size_t bytes = size_t{kWarps} * kRows * kTokenTiles * kTileTokens * sizeof(float);
-      tape.Launch(MmaKernel<T, kGateUp, kTokenTiles>, ctas, kThreads, bytes, work);
-    };
-    const auto choose = [&](auto type) {
-      using T = decltype(type);
-      if (work.tokens <= 8) return launch.template operator()<T, 1>(type);
-      if (work.tokens <= 16) return launch.template operator()<T, 2>(type);
-      if (work.tokens <= 32) return launch.template operator()<T, 4>(type);
-      launch.template operator()<T, 8>(type);
-    };
-    dtype == DType::kBF16 ? choose(__nv_bfloat16{}) : choose(__half{});
+// CTAs of so many rows, one matrix after the other; of GateUp they have both.
+uint32_t PlaceCtas(Work* work, bool gate_up, uint32_t rows) {
+  uint32_t ctas = 0;
+  for (uint32_t i = 0; i < work->count; ++i) {
+    work->matrices[i].first_cta = gate_up ? 0 : ctas;
+    const uint32_t here = (work->matrices[i].rows + rows - 1) / rows;
+    ctas = gate_up ? here : ctas + here;
   }
+  return ctas;
+}
+
+template <bool kGateUp, typename T, int kRowTiles, int kTokenTiles>
+void LaunchTiles(Work work, Tape& tape) {
+  constexpr uint32_t kRows = kRowTiles * kTileRows;
+  const uint32_t ctas = PlaceCtas(&work, kGateUp, kGateUp ? kRows / 2 : kRows);
+  const size_t bytes = size_t{kWarps} * kRows * kTokenTiles * kTileTokens * sizeof(float);
+  tape.Launch(MmaKernel<T, kGateUp, kRowTiles, kTokenTiles>, ctas, kThreads, bytes, work);
+}
+
+// Tokens in parts of at most 32.
+template <bool kGateUp, typename T>
+void LaunchMma(Work work, Tape& tape) {
+  constexpr uint32_t kMost = 32;
+  const Work all = work;
+  for (uint32_t from = 0; from < all.tokens; from += kMost) {
+    work.tokens = std::min(all.tokens - from, kMost);
+    work.x = all.x + size_t{from} * work.inputs;
+    for (uint32_t i = 0; i < work.count; ++i) {
+      if (float* y = all.matrices[i].y) {
+        work.matrices[i].y = y + size_t{from} * work.matrices[i].rows;
+      }
+    }
+    if (work.tokens <= 8) {
+      LaunchTiles<kGateUp, T, 2, 1>(work, tape);
+    } else if (work.tokens <= 16) {
+      LaunchTiles<kGateUp, T, 2, 2>(work, tape);
+    } else {
+      LaunchTiles<kGateUp, T, 2, 4>(work, tape);
+    }
+  }
+}
+
+template <bool kGateUp>
+void LaunchFor(DType dtype, const Work& work, Tape& tape) {
+  dtype == DType::kBF16 ? LaunchMma<kGateUp, __nv_bfloat16>(work, tape)
+                        : LaunchMma<kGateUp, __half>(work, tape);
 }
 
 void ProductsOf(const float* x, uint32_t tokens, std::span<const ProjectArgs::Output> outputs,
@@ -315,12 +339,10 @@ void ProductsOf(const float* x, uint32_t tokens, std::span<const ProjectArgs::Ou
   work.tokens = tokens;
   work.inputs = outputs[0].weight.cols;
   work.accumulate = accumulate;
-  uint32_t ctas = 0;
   for (const ProjectArgs::Output& output : outputs) {
-    work.matrices[work.count++] = {output.weight.data, output.y, output.weight.rows, ctas};
-    ctas += (output.weight.rows + kRows - 1) / kRows;
+    work.matrices[work.count++] = {output.weight.data, output.y, output.weight.rows, 0};
   }
-  LaunchMma<false>(work, outputs[0].weight.dtype, ctas, tape);
+  LaunchFor<false>(outputs[0].weight.dtype, work, tape);
 }
 
 }  // namespace
@@ -369,7 +391,7 @@ void GateUpFew(const GateUpArgs& args, Tape& tape) {
     work.count = 2;
     work.matrices[0] = {args.gate.data, args.out, args.gate.rows, 0};
     work.matrices[1] = {args.up.data, nullptr, args.up.rows, 0};
-    LaunchMma<true>(work, args.gate.dtype, (args.gate.rows + kTileRows - 1) / kTileRows, tape);
+    LaunchFor<true>(args.gate.dtype, work, tape);
     return;
   }
   LinearFew({.x = args.normed, .tokens = args.tokens, .weight = args.gate, .y = args.out}, tape);

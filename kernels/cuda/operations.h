@@ -33,6 +33,9 @@ void AppendRows(const AppendRowsArgs& args, Tape& tape);
 void AppendLabels(const AppendLabelsArgs& args, Tape& tape);
 void ScoreLabels(const ScoreLabelsArgs& args, Tape& tape);
 void Select(const SelectArgs& args, Tape& tape);
+// Both in one kernel, the scores never in memory. False, and nothing noted, where that does not
+// apply: softmax mass, a device without clusters.
+bool ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select, Tape& tape);
 // Items of one token: split over their list. Items of more, in kPrompt: tiles of query tokens.
 void Attend(const AttendArgs& args, Tape& tape);
 void Extrapolate(const ExtrapolateArgs& args, Tape& tape);

@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "kernels/cuda/operations.h"
+#include "kernels/cuda/score_lane.cuh"
 #include "kernels/cuda/score_part.cuh"
 
 // Scores of label pages. Bound by the labels' bytes: 2 x channels in, 4 out per token and KV head.
@@ -36,33 +37,6 @@ constexpr uint32_t kMostHeads = 8;
 template <uint32_t kHeads>
 constexpr uint32_t kCtas = kHeads == kMostHeads ? 3 : 4;
 
-template <uint32_t kHeads>
-struct alignas(kHeads < 4 ? 4 * kHeads : 16) HeadValues {
-  float of[kHeads];
-};
-
-__device__ void Widen(uint4 labels, float (&wide)[kLaneTokens]) {
-  const uint32_t words[] = {labels.x, labels.y, labels.z, labels.w};
-#pragma unroll
-  for (uint32_t i = 0; i < kLaneTokens / 2; ++i) {
-    wide[2 * i] = __uint_as_float(words[i] << 16);
-    wide[2 * i + 1] = __uint_as_float(words[i] & 0xFFFF0000u);
-  }
-}
-
-// Adds one channel to the heads' sums.
-template <uint32_t kHeads>
-__device__ void AddChannel(const float (&labels)[kLaneTokens], HeadValues<kHeads> query,
-                           float (&sums)[kHeads][kLaneTokens]) {
-#pragma unroll
-  for (uint32_t h = 0; h < kHeads; ++h) {
-#pragma unroll
-    for (uint32_t t = 0; t < kLaneTokens; ++t) {
-      sums[h][t] = __fadd_rn(sums[h][t], __fmul_rn(query.of[h], labels[t]));
-    }
-  }
-}
-
 // The highest score of the unit's `valid` first tokens and the sum over them, in one order.
 __device__ Normaliser UnitNormaliser(const float (&sums)[kLaneTokens], uint32_t valid) {
   const uint32_t first = LaneId() * kLaneTokens;
@@ -81,19 +55,6 @@ __device__ Normaliser UnitNormaliser(const float (&sums)[kLaneTokens], uint32_t 
     if (first + t < valid) sum += expf(sums[t] - highest);
   }
   return {highest, WarpSum(sum)};
-}
-
-// pooled = pooled and one query head's scores.
-__device__ void PoolHead(Pooling pooling, const float (&scores)[kLaneTokens],
-                         float (&pooled)[kLaneTokens]) {
-#pragma unroll
-  for (uint32_t t = 0; t < kLaneTokens; ++t) {
-    if (pooling == Pooling::kMaxNormalised) {
-      pooled[t] = pooled[t] < scores[t] ? scores[t] : pooled[t];  // as std::max, also with NaN
-    } else {
-      pooled[t] = __fadd_rn(pooled[t], scores[t]);
-    }
-  }
 }
 
 // What becomes of the unit's scores by query heads [first_head, first_head + kHeads).

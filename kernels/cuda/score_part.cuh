@@ -115,8 +115,8 @@ __device__ inline void LoadUnlessNull(const std::byte* from, uint32_t channel, u
 // The queries of the part's group on the label channels: queries[block][channel][kHeads], blocks of
 // kHeads query heads, zeros for those that fill up the last. Scaled for the pooling, in the
 // reference's order and with its roundings.
-template <uint32_t kHeads>
-__device__ void GatherQueries(const ScoreJob& job, const Part& part, float* queries) {
+template <uint32_t kHeads, uint32_t kCtaThreads = kThreads, typename Job, typename HeadPart>
+__device__ void GatherQueries(const Job& job, const HeadPart& part, float* queries) {
   __shared__ float norms[kMaxGroup];
   const uint32_t heads = (job.group + kHeads - 1) / kHeads * kHeads;
   const auto at = [&](uint32_t g, uint32_t c) -> float& {
@@ -124,7 +124,7 @@ __device__ void GatherQueries(const ScoreJob& job, const Part& part, float* quer
   };
   const uint16_t* list = job.channel_list + uint64_t{part.kv_head} * job.channels;
 #pragma unroll 1
-  for (uint32_t i = threadIdx.x; i < heads * job.channels; i += kThreads) {
+  for (uint32_t i = threadIdx.x; i < heads * job.channels; i += kCtaThreads) {
     const uint32_t g = i / job.channels;
     const uint32_t c = i % job.channels;
     at(g, c) = g < job.group ? job.q[(part.first_query + g) * job.head_dim + list[c]] : 0.0f;
@@ -132,7 +132,7 @@ __device__ void GatherQueries(const ScoreJob& job, const Part& part, float* quer
   __syncthreads();
   if (job.pooling == Pooling::kSum) return;
 #pragma unroll 1
-  for (uint32_t g = threadIdx.x; g < job.group; g += kThreads) {
+  for (uint32_t g = threadIdx.x; g < job.group; g += kCtaThreads) {
     float squares = 0;
     for (uint32_t c = 0; c < job.channels; ++c) {
       squares = __fadd_rn(squares, __fmul_rn(at(g, c), at(g, c)));
@@ -141,7 +141,7 @@ __device__ void GatherQueries(const ScoreJob& job, const Part& part, float* quer
   }
   __syncthreads();
 #pragma unroll 1
-  for (uint32_t i = threadIdx.x; i < job.group * job.channels; i += kThreads) {
+  for (uint32_t i = threadIdx.x; i < job.group * job.channels; i += kCtaThreads) {
     const uint32_t g = i / job.channels;
     float& value = at(g, i % job.channels);
     value = norms[g] == 0 ? 0.0f : __fdiv_rn(value, norms[g]);

@@ -114,11 +114,14 @@ __device__ Row CutRow(const float* scores, uint32_t tokens) {
 }
 
 // Larger score, larger key; -0 and +0 the same key.
-__device__ inline uint32_t KeyOf(uint32_t score_bits) {
-  const float score = __uint_as_float(score_bits);
+__device__ inline uint32_t KeyOfNumber(float score) {
   const uint32_t bits = __float_as_uint(__fadd_rn(score, 0.0f));  // -0 + 0 = +0
   const auto negative = static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31);
-  return score != score ? kNanKey : bits ^ (negative | 0x80000000u);
+  return bits ^ (negative | 0x80000000u);
+}
+__device__ inline uint32_t KeyOf(uint32_t score_bits) {
+  const float score = __uint_as_float(score_bits);
+  return score != score ? kNanKey : KeyOfNumber(score);
 }
 
 // Of vector `at` from the row's base, whose scores are given by their bits.

@@ -12,7 +12,8 @@ namespace sparsekv::cuda {
 
 namespace {
 constexpr size_t kAlign = 256;
-constexpr uint32_t kBeginMark = 0, kEndMark = 1, kFirstMark = 2;
+// Marks of the tape's own: where a step begins, and where each lane but the first ends.
+constexpr uint32_t kBeginMark = 0, kFirstMark = kLanes;
 constexpr uint32_t kPlainSharedBytes = 48 << 10;  // what a kernel gets without asking
 
 size_t Aligned(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
@@ -130,7 +131,7 @@ std::byte* Tape::Scratch(size_t bytes) {
 }
 
 void Tape::ReserveScratch(size_t bytes) {
-  for (Lane lane : {Lane::kPrefetch, Lane::kCompute}) {
+  for (Lane lane : {Lane::kPrefetch, Lane::kPredict, Lane::kCompute}) {
     lane_ = lane;
     Scratch(bytes);
   }
@@ -151,7 +152,7 @@ void Tape::Finish() {
   } else {
     RunDirectly();
   }
-  CUDA_CHECK(cudaStreamSynchronize(streams_[0]));
+  Wait();
   for (const Result& result : results_) {
     std::memcpy(result.to, result_host_ + result.offset, result.bytes);
   }
@@ -160,22 +161,39 @@ void Tape::Finish() {
   Begin(StepKind::kPrompt);
 }
 
-// Also what is captured. The prefetch lane begins and ends with the step.
+void Tape::Wait() {
+  constexpr useconds_t kPoll = 200;
+  while (progress_ && kind_ == StepKind::kPrompt) {
+    const cudaError_t error = cudaStreamQuery(streams_[0]);
+    if (error == cudaSuccess) return;
+    if (error != cudaErrorNotReady) CUDA_CHECK(error);
+    progress_();
+    usleep(kPoll);
+  }
+  CUDA_CHECK(cudaStreamSynchronize(streams_[0]));
+}
+
+// Also what is captured. All lanes begin and end with the step.
 void Tape::RunDirectly() {
   if (param_used_ > 0) {
     CUDA_CHECK(cudaMemcpyAsync(param_device_, param_host_, param_used_, cudaMemcpyHostToDevice,
                                streams_[0]));
   }
-  const bool both = std::ranges::any_of(ops_, [](const Op& op) { return op.lane != 0; });
-  if (both) {
+  for (uint32_t lane = 1; lane < kLanes; ++lane) {
+    if (!Uses(lane)) continue;
     CUDA_CHECK(cudaEventRecord(Event(kBeginMark), streams_[0]));
-    CUDA_CHECK(cudaStreamWaitEvent(streams_[1], Event(kBeginMark), 0));
+    CUDA_CHECK(cudaStreamWaitEvent(streams_[lane], Event(kBeginMark), 0));
   }
   for (const Op& op : ops_) Issue(op);
-  if (both) {
-    CUDA_CHECK(cudaEventRecord(Event(kEndMark), streams_[1]));
-    CUDA_CHECK(cudaStreamWaitEvent(streams_[0], Event(kEndMark), 0));
+  for (uint32_t lane = 1; lane < kLanes; ++lane) {
+    if (!Uses(lane)) continue;
+    CUDA_CHECK(cudaEventRecord(Event(lane), streams_[lane]));
+    CUDA_CHECK(cudaStreamWaitEvent(streams_[0], Event(lane), 0));
   }
+}
+
+bool Tape::Uses(uint32_t lane) const {
+  return std::ranges::any_of(ops_, [lane](const Op& op) { return op.lane == lane; });
 }
 
 void Tape::RunGraph() {

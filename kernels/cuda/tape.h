@@ -19,8 +19,8 @@
 
 namespace sparsekv::cuda {
 
-// A step as data: kernels with their grids and arguments, on two lanes, noted first and run
-// together. What changes from step to step (positions, counts, lists of items) is put into the
+// A step as data: kernels with their grids and arguments, on the lanes of a step, noted first and
+// run together. What changes from step to step (positions, counts, lists of items) is put into the
 // step's parameter block, which one copy brings to the device before the first kernel; what is
 // given to a kernel by value is part of the step's shape. Steps of the same shape are the same
 // graph, found by a hash over all that was noted. So a graph can never run with an old argument:
@@ -30,12 +30,13 @@ namespace sparsekv::cuda {
 // number of items, not on positions. A kernel that has more or less to do reads that from its
 // parameters and strides over a fixed grid.
 //
-// Belongs to the device thread. Device memory: kParamBytes, twice kResultBytes on the host.
+// Belongs to the device thread. Device memory: kParamBytes and what Reserve took; pinned host
+// memory: kParamBytes and kResultBytes.
 class Tape {
  public:
-  static constexpr size_t kParamBytes = size_t{8} << 20;
+  static constexpr size_t kParamBytes = size_t{32} << 20;
   static constexpr size_t kResultBytes = size_t{8} << 20;
-  static constexpr size_t kMostGraphs = 64;
+  static constexpr size_t kMostGraphs = 256;
 
   explicit Tape(bool graphs);
   ~Tape();
@@ -50,6 +51,8 @@ class Tape {
   // Runs what was noted and waits for it.
   void Finish();
   StepKind kind() const { return kind_; }
+  // Called now and then while Finish waits for a prompt's step, which may be long.
+  void set_progress(std::function<void()> progress) { progress_ = std::move(progress); }
 
   // Copies values into the parameter block; where kernels will find them, aligned to 16 bytes.
   template <typename T>
@@ -129,17 +132,20 @@ class Tape {
   }
   uint64_t Shape() const;
   void RunDirectly();
+  void Wait();
   void RunGraph();
   cudaGraphExec_t Capture();
   cudaEvent_t Event(uint32_t mark);
+  bool Uses(uint32_t lane) const;
   void Issue(const Op& op);
   void AllowSharedMemory(const void* function, uint32_t bytes);
 
   const bool graphs_;
   cudaDeviceProp properties_{};
   cudaStream_t streams_[kLanes]{};
-  std::vector<cudaEvent_t> events_;  // by mark; the first two are the prefetch lane's begin and end
+  std::vector<cudaEvent_t> events_;  // by mark; the first are the lanes' begin and ends
 
+  std::function<void()> progress_;
   StepKind kind_ = StepKind::kPrompt;
   Lane lane_ = Lane::kCompute;
   std::vector<Op> ops_;

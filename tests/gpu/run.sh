@@ -123,6 +123,7 @@ gtest() {  # COMMAND...: runs it and says what it said
   failures=$(output | sed -n 's/^\[  FAILED  \] \([^ ,]*[/.][^ ,]*\).*/\1/p' | sort -u)
   line=$(output | sed -n 's/^\[  PASSED  \] //p' | tail -n 1)
   [[ ! $failures ]] || line="$line FAILED: $(wc -l <<<"$failures"), $(head -n 3 <<<"$failures" | tr '\n' ' ')"
+  [[ $code != 0 || $line ]] || { line='no result'; code=1; }
   [[ $code != 0 || $line != 0\ * ]] || { line=$(output | grep -m 1 -iE 'no cuda|nothing is tested|skipped'); code=$skipped; }
   return "$code"
 }
