@@ -237,7 +237,12 @@ TEST_F(GpuCheckpointTest, DemoAgreesWithTheCpu) {
     const char* name;
     uint32_t chunk;
     RowBudget budget;
-  } cases[] = {{"prefill", 512, {}}, {"dense decode", 1, {}}, {"1/16 decode", 1, {0, 16}}};
+    double least;
+  } cases[] = {
+      // A prompt's products round their inputs to the weights' 16 bits, as the cpu's do not.
+      {"prefill", 512, {}, 0.985},
+      {"dense decode", 1, {}, 0.995},
+      {"1/16 decode", 1, {0, 16}, 0.995}};
   for (const auto& one : cases) {
     const auto cuda = TopOne(*files, BackendKind::kCuda, ids, one.chunk, one.budget);
     const auto cpu = TopOne(*files, BackendKind::kCpu, ids, one.chunk, one.budget);
@@ -245,7 +250,7 @@ TEST_F(GpuCheckpointTest, DemoAgreesWithTheCpu) {
     const double agreement = Agreement(cuda, cpu);
     std::printf("deploy/demo, %s: top-1 agreement of cuda and cpu %.2f %% of %zu\n", one.name,
                 100 * agreement, cuda.size());
-    EXPECT_GE(agreement, 0.995) << one.name;
+    EXPECT_GE(agreement, one.least) << one.name;
   }
 }
 

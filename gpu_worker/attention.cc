@@ -182,18 +182,18 @@ void Attention::ScoreAndSelect(uint32_t layer, bool predicted, std::span<const S
                       .count = round[n].count,
                       .selection = to.selection + offset});
   }
-  backend_.ScoreLabels({.q = to.q,
+  backend_.ScoreSelect({.q = to.q,
                         .kv_heads = config_.kv_heads,
                         .group = config_.heads / config_.kv_heads,
                         .head_dim = config_.head_dim,
                         .channels = Channels(layer),
                         .pooling = options_.channels->pooling,
                         .score_stride = stride,
-                        .items = score});
-  backend_.Select({.kv_heads = config_.kv_heads,
-                   .score_stride = stride,
-                   .selection_stride = stride,
-                   .items = select});
+                        .items = score},
+                       {.kv_heads = config_.kv_heads,
+                        .score_stride = stride,
+                        .selection_stride = stride,
+                        .items = select});
 }
 
 void Attention::ShowLists(uint32_t layer, bool predicted, std::span<const Selecting> round,

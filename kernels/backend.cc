@@ -65,6 +65,11 @@ void Backend::RotateAppend(const RotateAppendArgs& args) {
                 .items = args.labels});
 }
 
+void Backend::ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select) {
+  ScoreLabels(score);
+  Select(select);
+}
+
 void Backend::Sample(std::span<const SampleArgs> args, SampledToken* tokens) {
   for (const SampleArgs& one : args) *tokens++ = Sample(one);
 }

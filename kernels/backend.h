@@ -99,6 +99,8 @@ class Backend {
   virtual void Project(const ProjectArgs& args);
   virtual void GateUp(const GateUpArgs& args);
   virtual void RotateAppend(const RotateAppendArgs& args);
+  // ScoreLabels, then Select of the same items; the scores may or may not be written.
+  virtual void ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select);
   // Of several sequences; `tokens` [args.size()] are there when the step ends.
   virtual void Sample(std::span<const SampleArgs> args, SampledToken* tokens);
 };

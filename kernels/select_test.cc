@@ -143,5 +143,226 @@ TEST_P(SelectTest, ItemsAndHeadsAreApart) {
   ExpectSameBits(got.data(), expected.data(), got.size(), "selections and what lies between");
 }
 
+// Scores and the selection among them as one operation: as of the reference's two.
+class ScoreThenSelectTest : public BackendTest {
+ protected:
+  enum class Values { kRandom, kFew, kSomeNan, kEqual };
+  struct Case {
+    uint32_t kv_heads = 1;
+    uint32_t group = 1;
+    uint32_t channels = 8;
+    Pooling pooling = Pooling::kMaxNormalised;
+    Values values = Values::kRandom;
+    std::vector<uint32_t> lengths, counts;
+  };
+
+  // Labels, queries and room for the results.
+  struct Run {
+    static constexpr uint32_t kDim = 64;
+
+    Run(Random& random, const Case& test)
+        : shape(test),
+          longest(*std::max_element(test.lengths.begin(), test.lengths.end())),
+          labels(test.kv_heads, test.channels, test.lengths),
+          channels(Labels::Channels(random, test.kv_heads, kDim, test.channels)),
+          q(random.Normals(test.lengths.size() * test.kv_heads * test.group * kDim)),
+          scores(test.lengths.size() * test.kv_heads * stride()),
+          selection(scores.size()) {
+      for (uint32_t i = 0; i < test.lengths.size(); ++i) Fill(random, i);
+      if (test.values == Values::kFew) {
+        for (float& value : q) value = std::round(value);
+      }
+      if (test.values == Values::kSomeNan) q[random.Between(0, q.size() - 1)] = kNan;
+    }
+
+    size_t stride() const { return longest + 3; }
+
+    void Fill(Random& random, uint32_t i) {
+      const auto value = [&] {
+        switch (shape.values) {
+          case Values::kFew:
+            return random.Pick({0.0f, -0.0f, 1.0f, -1.0f});
+          case Values::kSomeNan:
+            return random.Between(0, 50) == 0 ? kNan : random.Normal();
+          case Values::kEqual:
+            return 0.5f;
+          default:
+            return random.Normal();
+        }
+      };
+      for (uint32_t h = 0; h < shape.kv_heads; ++h) {
+        for (uint32_t t = 0; t < shape.lengths[i]; ++t) {
+          std::byte* page = labels.Table(i).Head(h, t / kBlockTokens);
+          for (uint32_t c = 0; c < shape.channels; ++c) {
+            StoreValue(page, c * kBlockTokens + t % kBlockTokens, DType::kBF16, value());
+          }
+        }
+      }
+    }
+
+    // f(score, select) of the first `tokens` tokens of each item.
+    template <typename F>
+    void Do(const std::vector<uint32_t>& tokens, const std::vector<uint32_t>& counts,
+            Output<uint32_t>& to, const F& f) {
+      std::vector<ScoreLabelsArgs::Item> score;
+      std::vector<SelectArgs::Item> select;
+      for (uint32_t i = 0; i < tokens.size(); ++i) {
+        const size_t at = i * shape.kv_heads * stride();
+        score.push_back({i, tokens[i], labels.Table(i), scores.data() + at});
+        select.push_back({scores.data() + at, tokens[i], counts[i], to.data() + at});
+      }
+      f(ScoreLabelsArgs{.q = q.data(),
+                        .kv_heads = shape.kv_heads,
+                        .group = shape.group,
+                        .head_dim = kDim,
+                        .channels = channels.data(),
+                        .pooling = shape.pooling,
+                        .score_stride = stride(),
+                        .items = score},
+        SelectArgs{.kv_heads = shape.kv_heads,
+                   .score_stride = stride(),
+                   .selection_stride = stride(),
+                   .items = select});
+    }
+
+    // By the two operations of `on`.
+    Output<uint32_t> Expected(Backend& on, const std::vector<uint32_t>& tokens,
+                              const std::vector<uint32_t>& counts) {
+      Output<uint32_t> expected(selection.size());
+      Do(tokens, counts, expected, [&](const ScoreLabelsArgs& score, const SelectArgs& select) {
+        on.ScoreLabels(score);
+        on.Select(select);
+      });
+      return expected;
+    }
+
+    const Case shape;
+    const uint32_t longest;
+    Labels labels;
+    Shared<uint16_t> channels;
+    Shared<float> q;
+    Output<float> scores;
+    Output<uint32_t> selection;
+  };
+
+  static void ExpectSame(const Output<uint32_t>& got, const Output<uint32_t>& expected) {
+    EXPECT_TRUE(got.MarginsUntouched());
+    ExpectSameBits(got.data(), expected.data(), got.size(), "selections and what lies between");
+  }
+
+  void Check(Random& random, const Case& test) {
+    SCOPED_TRACE(::testing::Message()
+                 << test.kv_heads << " heads, group " << test.group << ", " << test.channels
+                 << " channels, " << test.lengths.size() << " items");
+    Run run(random, test);
+    // A mass is the reference's up to rounding only.
+    Backend& by = test.pooling == Pooling::kSoftmaxMass ? backend() : reference();
+    const Output<uint32_t> expected = run.Expected(by, test.lengths, test.counts);
+    for (StepKind kind : Kinds()) {
+      Output<uint32_t> got(expected.size());
+      run.Do(test.lengths, test.counts, got,
+             [&](const ScoreLabelsArgs& score, const SelectArgs& select) {
+               InStep(backend(), kind, [&] { backend().ScoreSelect(score, select); });
+             });
+      EXPECT_TRUE(run.scores.MarginsUntouched());
+      ExpectSame(got, expected);
+    }
+  }
+
+  static uint32_t AnyCount(Random& random, uint32_t tokens) {
+    const uint32_t least = AlwaysSetSize(tokens);
+    const uint32_t few = std::min(tokens, least + random.Between(0, 50));
+    return random.Pick({least, tokens, few, few, random.Between(least, tokens)});
+  }
+};
+SPARSEKV_ON_EVERY_BACKEND(ScoreThenSelectTest);
+
+TEST_P(ScoreThenSelectTest, AnyShape) {
+  Random random(51);
+  for (uint32_t round = 0; round < 40; ++round) {
+    Case test{.kv_heads = random.Between(1, round % 8 == 0 ? 8 : 3),
+              .group = random.Pick({1u, 2u, 4u, 4u, 8u, random.Between(1, 8), 11u}),
+              .channels = random.Pick({8u, 8u, 4u, 16u, random.Between(1, 33)}),
+              .pooling = random.Pick({Pooling::kMaxNormalised, Pooling::kSum}),
+              .values = random.Pick({Values::kRandom, Values::kRandom, Values::kFew,
+                                     Values::kSomeNan, Values::kEqual})};
+    if (round % 10 == 9) test.pooling = Pooling::kSoftmaxMass;
+    const uint32_t items = round % 13 == 12 ? 40 : random.Between(1, 6);
+    for (uint32_t i = 0; i < items; ++i) {
+      test.lengths.push_back(random.Pick({random.Between(1, 75), random.Between(70, 700),
+                                          random.Between(70, round % 4 == 0 ? 5000 : 1500)}));
+      test.counts.push_back(AnyCount(random, test.lengths.back()));
+    }
+    Check(random, test);
+  }
+}
+
+// What is selected may end or begin where parts, pages and words of bits do.
+TEST_P(ScoreThenSelectTest, EveryLengthAroundAPart) {
+  Random random(52);
+  const uint32_t lengths[] = {69,        70,        71,        128 + 65, 129 + 65,
+                              1024 + 64, 1024 + 65, 1024 + 66, 2113};
+  for (uint32_t length : lengths) {
+    for (uint32_t group : {1u, 4u, 8u}) {
+      Check(random, {.group = group,
+                     .lengths = {length, length + 1},
+                     .counts = {std::min(length, 70u), std::min(length + 1, 80u)}});
+    }
+  }
+}
+
+TEST_P(ScoreThenSelectTest, LongRows) {
+  Random random(53);
+  Check(random, {.group = 4, .lengths = {131072}, .counts = {2048}});
+  Check(random, {.kv_heads = 2, .group = 2, .lengths = {30000, 150001}, .counts = {15000, 300}});
+  if (!cuda()) return;
+  // Fewer and more CTAs to a row; keys beyond those that shared memory holds.
+  Check(random, {.kv_heads = 3,
+                 .group = 4,
+                 .lengths = {131073, 20000, 70000, 500},
+                 .counts = {2048, 100, 69999, 400}});
+  Check(random, {.group = 4, .channels = 12, .lengths = {200003}, .counts = {3000}});
+  Check(random, {.group = 1, .channels = 4, .lengths = {400001}, .counts = {399000}});
+  Check(random, {.group = 9,
+                 .channels = 4,
+                 .values = Values::kFew,
+                 .lengths = {181111, 400},
+                 .counts = {5000, 69}});
+}
+
+// The same step with other lengths; in it the operation twice.
+TEST_P(ScoreThenSelectTest, ADecodeStepComesAgain) {
+  Random random(54);
+  for (uint32_t kv_heads : {2u, 5u}) {
+    Run run(random, {.kv_heads = kv_heads, .group = 4, .lengths = {3000, 900, 5000, 70}});
+    for (uint32_t round = 0; round < 6; ++round) {
+      std::vector<uint32_t> tokens[2], counts[2];
+      for (auto i : {0, 1}) {
+        for (uint32_t length : run.shape.lengths) {
+          tokens[i].push_back(random.Between(1, length));
+          counts[i].push_back(AnyCount(random, tokens[i].back()));
+        }
+      }
+      const auto expect = [&](Backend& on) {
+        Output<uint32_t> got[] = {Output<uint32_t>(run.selection.size()),
+                                  Output<uint32_t>(run.selection.size())};
+        InStep(on, StepKind::kDecode, [&] {
+          for (auto i : {0, 1}) {
+            run.Do(tokens[i], counts[i], got[i],
+                   [&](const ScoreLabelsArgs& score, const SelectArgs& select) {
+                     on.ScoreSelect(score, select);
+                   });
+          }
+        });
+        for (auto i : {0, 1}) {
+          ExpectSame(got[i], run.Expected(reference(), tokens[i], counts[i]));
+        }
+      };
+      expect(backend());
+      expect(other());
+    }
+  }
+}
+
 }  // namespace
 }  // namespace sparsekv::testing

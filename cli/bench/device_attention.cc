@@ -41,12 +41,15 @@ void BenchSparse(DeviceBench& bench, DeviceLayers& layers, nlohmann::ordered_jso
                  .limit = Limit::kCopy,
                  .items = size.batch,
                  .run = [&](uint32_t i) { layers.AttendRandom(i); }});
+  bench.Measure({.item = {"score_select", params, labels, layers.score_flops()},
+                 .limit = Limit::kCopy,
+                 .items = 2 * size.batch,
+                 .run = [&](uint32_t i) { layers.ScoreSelect(i); }});
   bench.Measure({.item = {"attend_sparse", params, labels + rows, layers.score_flops() + flops},
                  .limit = Limit::kCopy,
                  .items = 3 * size.batch,
                  .run = [&](uint32_t i) {
-                   layers.Score(i);
-                   layers.Select();
+                   layers.ScoreSelect(i);
                    layers.AttendSelected(i);
                  }});
 }
@@ -72,7 +75,7 @@ void BenchDecode(DeviceBench& bench, const DeviceGrid& grid, const DeviceGrid::M
        .limit = Limit::kCopy,
        .items = batch,
        .run = [&](uint32_t i) { layers->Score(i); }});
-  if (!WantsAny(bench, {"select", "attend_selection", "attend_sparse"})) return;
+  if (!WantsAny(bench, {"select", "attend_selection", "score_select", "attend_sparse"})) return;
   std::vector<uint32_t> budgets = {context / 16};
   if (grid.budget <= context && grid.budget != context / 16) budgets.push_back(grid.budget);
   for (uint32_t budget : budgets) BenchSparse(bench, *layers, params, size, budget);
@@ -99,8 +102,8 @@ void BenchPrompt(DeviceBench& bench, const DeviceGrid& grid, const DeviceGrid::M
 }  // namespace
 
 void BenchAttention(DeviceBench& bench, const DeviceGrid& grid, const DeviceGrid::Model& model) {
-  if (WantsAny(bench,
-               {"attend_dense", "score_labels", "select", "attend_selection", "attend_sparse"})) {
+  if (WantsAny(bench, {"attend_dense", "score_labels", "select", "attend_selection", "score_select",
+                       "attend_sparse"})) {
     for (uint32_t batch : grid.attention_batches) {
       for (uint32_t context : grid.contexts) BenchDecode(bench, grid, model, batch, context);
     }

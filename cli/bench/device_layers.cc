@@ -139,7 +139,7 @@ LabelTable DeviceLayers::Labels(uint32_t i, uint32_t sequence) const {
           .layer = i % labels_.layers};
 }
 
-void DeviceLayers::Score(uint32_t i) {
+std::vector<ScoreLabelsArgs::Item> DeviceLayers::ScoreItems(uint32_t i) {
   std::vector<ScoreLabelsArgs::Item> items;
   for (uint32_t s = 0; s < size_.batch; ++s) {
     items.push_back({.query = s,
@@ -147,17 +147,10 @@ void DeviceLayers::Score(uint32_t i) {
                      .labels = Labels(i, s),
                      .scores = scores_->data() + size_t{s} * model_.kv_heads * size_.context});
   }
-  backend_.ScoreLabels({.q = Query(i),
-                        .kv_heads = model_.kv_heads,
-                        .group = model_.heads / model_.kv_heads,
-                        .head_dim = model_.head_dim,
-                        .channels = channel_table_->data(),
-                        .pooling = Pooling::kMaxNormalised,
-                        .score_stride = size_.context,
-                        .items = items});
+  return items;
 }
 
-void DeviceLayers::Select() {
+std::vector<SelectArgs::Item> DeviceLayers::SelectItems() {
   std::vector<SelectArgs::Item> items;
   for (uint32_t s = 0; s < size_.batch; ++s) {
     const size_t heads = size_t{s} * model_.kv_heads;
@@ -166,10 +159,41 @@ void DeviceLayers::Select() {
                      .count = budget_,
                      .selection = selection_->data() + heads * budget_});
   }
-  backend_.Select({.kv_heads = model_.kv_heads,
-                   .score_stride = size_.context,
-                   .selection_stride = budget_,
-                   .items = items});
+  return items;
+}
+
+ScoreLabelsArgs DeviceLayers::Scoring(uint32_t i, std::span<const ScoreLabelsArgs::Item> items) {
+  return {.q = Query(i),
+          .kv_heads = model_.kv_heads,
+          .group = model_.heads / model_.kv_heads,
+          .head_dim = model_.head_dim,
+          .channels = channel_table_->data(),
+          .pooling = Pooling::kMaxNormalised,
+          .score_stride = size_.context,
+          .items = items};
+}
+
+SelectArgs DeviceLayers::Selecting(std::span<const SelectArgs::Item> items) const {
+  return {.kv_heads = model_.kv_heads,
+          .score_stride = size_.context,
+          .selection_stride = budget_,
+          .items = items};
+}
+
+void DeviceLayers::Score(uint32_t i) {
+  const auto items = ScoreItems(i);
+  backend_.ScoreLabels(Scoring(i, items));
+}
+
+void DeviceLayers::Select() {
+  const auto items = SelectItems();
+  backend_.Select(Selecting(items));
+}
+
+void DeviceLayers::ScoreSelect(uint32_t i) {
+  const auto scored = ScoreItems(i);
+  const auto selected = SelectItems();
+  backend_.ScoreSelect(Scoring(i, scored), Selecting(selected));
 }
 
 void DeviceLayers::AttendDense(uint32_t i) {

@@ -34,6 +34,7 @@ class DeviceLayers {
 
   void Score(uint32_t i);
   void Select();
+  void ScoreSelect(uint32_t i);
   void AttendDense(uint32_t i);
   void AttendSelected(uint32_t i);  // what Select chose
   void AttendRandom(uint32_t i);    // lists that the host made
@@ -41,6 +42,10 @@ class DeviceLayers {
 
  private:
   DeviceLayers(DeviceBench& bench, const DeviceGrid::Model& model, const Size& size);
+  std::vector<ScoreLabelsArgs::Item> ScoreItems(uint32_t i);
+  std::vector<SelectArgs::Item> SelectItems();
+  ScoreLabelsArgs Scoring(uint32_t i, std::span<const ScoreLabelsArgs::Item> items);
+  SelectArgs Selecting(std::span<const SelectArgs::Item> items) const;
   void PlaceLabels();
   bool PlaceRows();
   void MakeTables();

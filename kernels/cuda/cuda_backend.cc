@@ -103,6 +103,13 @@ class CudaBackend final : public Backend {
     few() ? Run(cuda::GateUpFew, args) : Backend::GateUp(args);
   }
   void RotateAppend(const RotateAppendArgs& args) override { Run(cuda::RotateAppend, args); }
+  void ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select) override {
+    Do([&] {
+      if (cuda::ScoreSelect(score, select, tape_)) return;
+      cuda::ScoreLabels(score, tape_);
+      cuda::Select(select, tape_);
+    });
+  }
   SampledToken Sample(const SampleArgs& args) override;
   void Sample(std::span<const SampleArgs> args, SampledToken* tokens) override;
 
