@@ -217,12 +217,14 @@ __device__ void MergeSplits(const FewCall& call, const float* partials, uint32_t
 // others wrote before is seen by it then.
 __device__ inline bool IsLastOfList(const FewCall& call, const Place& place, uint32_t splits) {
   __shared__ uint32_t came_before;
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
+    // With the barriers before and after, this orders what the whole CTA wrote and reads.
     const uint32_t list = (place.item * call.kv_heads + place.head) * call.passes + place.pass;
-    came_before = atomicAdd(call.tickets + list, 1u);
-    __threadfence();
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
+                 : "=r"(came_before)
+                 : "l"(call.tickets + list)
+                 : "memory");
   }
   __syncthreads();
   return came_before == splits - 1;

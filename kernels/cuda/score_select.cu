@@ -33,11 +33,11 @@ constexpr uint32_t kMostHeads = 8;
 template <uint32_t kHeads>
 constexpr uint32_t kLaneTokens = kHeads < kMostHeads ? 4 : 2;
 // Of a CTA, ahead of the row that comes next.
-constexpr uint32_t kAheadBytes = 96 << 10;
+[[maybe_unused]] constexpr uint32_t kAheadBytes = 96 << 10;
 // CTAs of a row where there are few rows.
 constexpr uint32_t kWideClusterCtas = 16;
 // Rounds of units that labels are asked for ahead of the one in work.
-constexpr uint32_t kRoundsAhead = 2;
+[[maybe_unused]] constexpr uint32_t kRoundsAhead = 2;
 
 template <uint32_t kTokens>
 struct Unit {
@@ -218,7 +218,7 @@ __device__ void Mark(const Selected& selected, const KeyOf& key_of, uint32_t& ab
 }
 
 // Writes the part's selected tokens, in order.
-__device__ void WriteSelected(const Part& part, const Selected& selected, Shared& shared) {
+[[maybe_unused]] __device__ void WriteSelected(const Part& part, const Selected& selected, Shared& shared) {
   constexpr uint32_t kWarpTokens = kWarpThreads * kWarpThreads;
   const auto* keys = reinterpret_cast<const uint32_t*>(shared.keys);
   uint64_t before = selected.before;
@@ -369,6 +369,9 @@ bool LaunchHeads(const Job& job, Tape& tape) {
 
 bool ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select, Tape& tape) {
   if (score.pooling == Pooling::kSoftmaxMass || tape.properties().major < 9) return false;
+  if (sizeof(Shared) + kMaxGroup * sizeof(float) > tape.properties().sharedMemPerBlockOptin) {
+    return false;
+  }
   if (score.items.empty()) return true;
   CHECK_EQ(score.items.size(), select.items.size());
   CHECK_EQ(score.kv_heads, select.kv_heads);

@@ -14,7 +14,7 @@ namespace {
 constexpr size_t kAlign = 256;
 // Marks of the tape's own: where a step begins, and where each lane but the first ends.
 constexpr uint32_t kBeginMark = 0, kFirstMark = kLanes;
-constexpr uint32_t kPlainSharedBytes = 48 << 10;  // what a kernel gets without asking
+constexpr uint32_t kPlainSharedBytes = 40 << 10;  // what a kernel surely gets without asking
 
 size_t Aligned(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
 }  // namespace
@@ -275,6 +275,9 @@ void Tape::AllowSharedMemory(const void* function, uint32_t bytes) {
   if (bytes <= allowed) return;
   CUDA_CHECK(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(bytes)));
+  // Kernels that use much divide their work by how many fit beside each other.
+  CUDA_CHECK(cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                  cudaSharedmemCarveoutMaxShared));
   allowed = bytes;
 }
 

@@ -132,7 +132,9 @@ memcheck() {
   local tool code=0 verdict
   tool=$(command -v compute-sanitizer) || tool=/usr/local/cuda/bin/compute-sanitizer
   [[ -x $tool ]] || { line='no compute-sanitizer here'; return "$skipped"; }
-  gtest "$tool" --tool memcheck --error-exitcode 99 "$tests/kernels_cuda_test" --gtest_brief=1 \
+  # One case asks for more memory than there is, and is told so.
+  gtest "$tool" --tool memcheck --report-api-errors no --error-exitcode 99 \
+    "$tests/kernels_cuda_test" --gtest_brief=1 \
     --gtest_filter="$memcheck_filter" || code=$?
   verdict=$(output | sed -n 's/^=* ERROR SUMMARY/ERROR SUMMARY/p' | tail -n 1)
   line="${verdict:-no verdict}; $line"
