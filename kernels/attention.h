@@ -15,7 +15,8 @@ namespace sparsekv {
 // A token's result depends only on its q and on the list of its rows: entries are taken in the
 // list's order, in tiles of 64 and splits of kAttendSplit entries counted from the list's start,
 // whose partial results merge in order. So dense equals a selection of all rows to the bit, and a
-// chunk of prefill equals the same tokens one by one.
+// chunk of prefill equals the same tokens one by one. (A device may split otherwise, by the list's
+// length alone, and computes prompts in another way than decode steps: step.h.)
 inline constexpr uint32_t kAttendTile = 64;
 inline constexpr uint32_t kAttendSplit = 1024;
 
