@@ -218,7 +218,8 @@ __device__ void Mark(const Selected& selected, const KeyOf& key_of, uint32_t& ab
 }
 
 // Writes the part's selected tokens, in order.
-[[maybe_unused]] __device__ void WriteSelected(const Part& part, const Selected& selected, Shared& shared) {
+[[maybe_unused]] __device__ void WriteSelected(const Part& part, const Selected& selected,
+                                               Shared& shared) {
   constexpr uint32_t kWarpTokens = kWarpThreads * kWarpThreads;
   const auto* keys = reinterpret_cast<const uint32_t*>(shared.keys);
   uint64_t before = selected.before;
