@@ -39,16 +39,6 @@ RowLayout ModelFiles::Layout(uint32_t blocks) const {
           .blocks = blocks};
 }
 
-absl::StatusOr<std::unique_ptr<SharedRows>> SharedRows::Make(Backend* backend, std::byte* rows,
-                                                             size_t bytes) {
-  std::string why;
-  if (backend->Share(rows, bytes, &why)) {
-    return std::unique_ptr<SharedRows>(new SharedRows(backend, rows, bytes));
-  }
-  return absl::FailedPreconditionError(
-      absl::StrCat("segment: the device cannot read its ", bytes, " bytes: ", why));
-}
-
 BackendKind BackendFor(std::string_view name) {
   if (name == "reference") return BackendKind::kReference;
   if (name == "cuda") return BackendKind::kCuda;
@@ -72,13 +62,26 @@ absl::Status Device::MakeBackend(const Options& options) {
   if (options.gather) {
     return absl::InvalidArgumentError("--fetch: gather is not in this version of backend cuda");
   }
+  if (options.make_backend) {
+    backend = options.make_backend();
+    return ShareRows(options);
+  }
   std::string why;
   backend = MakeCudaBackend({.device = options.device, .graphs = options.graphs}, &why);
   if (!backend) return absl::FailedPreconditionError(why);
-  auto shared = SharedRows::Make(backend.get(), options.row_pool, options.row_layout.pool_bytes());
-  if (!shared.ok()) return shared.status();
-  shared_rows = *std::move(shared);
-  return absl::OkStatus();
+  return ShareRows(options);
+}
+
+// A device that can have none of the rows is of no use: the first block is tried at once.
+absl::Status Device::ShareRows(const Options& options) {
+  shared_rows =
+      std::make_unique<SharedRows>(SharedRows::Options{.backend = backend.get(),
+                                                       .pool = options.row_pool,
+                                                       .layout = options.row_layout,
+                                                       .chunk_bytes = options.share_chunk_bytes,
+                                                       .lock_file = options.share_lock_file});
+  const uint32_t first = 0;
+  return shared_rows->Use({&first, options.row_layout.blocks > 0 ? 1u : 0u});
 }
 
 absl::StatusOr<Device> Device::Make(const ModelFiles& files, const Options& options) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -17,6 +18,7 @@
 #include "gpu_worker/prefetcher.h"
 #include "gpu_worker/query_predictor.h"
 #include "gpu_worker/row_fetcher.h"
+#include "gpu_worker/shared_rows.h"
 #include "kernels/backend.h"
 
 namespace sparsekv {
@@ -37,24 +39,6 @@ struct ModelFiles {
   RowLayout Layout(uint32_t blocks) const;
 };
 
-// The segment's rows, where the device may read and write them as long as this lives.
-class SharedRows {
- public:
-  static absl::StatusOr<std::unique_ptr<SharedRows>> Make(Backend* backend, std::byte* rows,
-                                                          size_t bytes);
-  ~SharedRows() { backend_->Unshare(rows_, bytes_); }
-  SharedRows(const SharedRows&) = delete;
-  SharedRows& operator=(const SharedRows&) = delete;
-
- private:
-  SharedRows(Backend* backend, std::byte* rows, size_t bytes)
-      : backend_(backend), rows_(rows), bytes_(bytes) {}
-
-  Backend* backend_;
-  std::byte* rows_;
-  size_t bytes_;
-};
-
 enum class BackendKind : uint8_t { kCpu, kReference, kCuda };
 // "cpu", "cuda", "reference"; "auto": cuda where a device can run it, else cpu.
 BackendKind BackendFor(std::string_view name);
@@ -70,6 +54,10 @@ struct Device {
     BackendKind backend = BackendKind::kCpu;
     int device = -1;     // kCuda: CudaOptions::device
     bool graphs = true;  // kCuda: decode steps are kept as graphs
+    // kCuda: makes another device instead; for tests.
+    std::function<std::unique_ptr<Backend>()> make_backend;
+    std::string share_lock_file;  // SharedRows::Options, with the next
+    size_t share_chunk_bytes = size_t{256} << 20;
     RowLayout row_layout;
     std::byte* row_pool = nullptr;
     RowMode rows;
@@ -87,6 +75,11 @@ struct Device {
     size_t bytes = 0, used_bytes = 0;
   };
   std::vector<MemoryUse> Memory() const;
+
+  // Before a sequence's blocks of the segment are used. As SharedRows::Use.
+  absl::Status UseBlocks(std::span<const uint32_t> blocks) {
+    return shared_rows ? shared_rows->Use(blocks) : absl::OkStatus();
+  }
 
   std::unique_ptr<Backend> backend;
   std::unique_ptr<SharedRows> shared_rows;  // null where the device's memory is the host's
@@ -106,6 +99,7 @@ struct Device {
 
  private:
   absl::Status MakeBackend(const Options& options);
+  absl::Status ShareRows(const Options& options);
   absl::Status MakeTables(const ModelFiles& files);
   absl::Status MakeRows(const ModelFiles& files, const Options& options);
   absl::Status MakeAttention(const ModelFiles& files, const Options& options,

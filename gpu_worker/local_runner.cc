@@ -33,6 +33,8 @@ absl::StatusOr<std::unique_ptr<LocalRunner>> LocalRunner::Make(const ModelFiles&
                                  .threads = options.threads,
                                  .backend = options.backend,
                                  .graphs = options.graphs,
+                                 .make_backend = options.make_backend,
+                                 .share_chunk_bytes = options.share_chunk_bytes,
                                  .row_layout = runner->segment_->layout(),
                                  .row_pool = runner->segment_->rows(),
                                  .rows = options.rows,
@@ -57,6 +59,7 @@ absl::Status LocalRunner::AddSequences(const ModelFiles& files, const Options& o
     sequence.generations = grant->generations;
     sequence.rows =
         std::make_unique<SequenceRows>(segment_.get(), i + 1, grant->blocks, grant->generations);
+    if (absl::Status status = device_.UseBlocks(grant->blocks); !status.ok()) return status;
     sequence.tables = device_.tables->Take();
     sequence.block_table = sequence.tables.Put(sequence.rows->blocks());
     if (files.channels) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -24,6 +25,9 @@ class LocalRunner {
     unsigned threads = 0;
     BackendKind backend = BackendKind::kCpu;
     bool graphs = true;  // of a CUDA device
+    // Device::Options, both
+    std::function<std::unique_ptr<Backend>()> make_backend;
+    size_t share_chunk_bytes = size_t{256} << 20;
     // How rows are dealt with; with `rows.in_place` the rest says nothing.
     RowMode rows;
     RowPlacement placement = RowPlacement::kOffload;

@@ -48,6 +48,11 @@ absl::StatusOr<std::unique_ptr<kv_store::SegmentClient>> AttachSegment(const Opt
   }
 }
 
+// Beside the sockets of this server's workers.
+std::string RegistrationLock(const Options& options) {
+  return std::filesystem::path(options.socket).parent_path() / "registration.lock";
+}
+
 absl::Status CheckSegment(const kv_store::SegmentClient& segment, const ModelFiles& files) {
   if (segment.fingerprint() != files.weights->fingerprint()) {
     return absl::FailedPreconditionError("segment: made for model " + HexId(segment.fingerprint()) +
@@ -131,6 +136,7 @@ absl::Status RunWorker(const Options& options) {
                             .backend = BackendFor(options.backend),
                             .device = options.device,
                             .graphs = options.graphs,
+                            .share_lock_file = RegistrationLock(options),
                             .row_layout = (*segment)->layout(),
                             .row_pool = (*segment)->rows(),
                             .rows = options.rows,

@@ -68,6 +68,7 @@ Sequence::Sequence(const v1::SequenceStart& start, kv_store::SegmentClient* segm
 }
 
 absl::Status Sequence::TakeDeviceMemory() {
+  if (absl::Status status = device_->UseBlocks(rows_.blocks()); !status.ok()) return status;
   tables_ = device_->tables->Take();
   block_table_ = tables_.Put(rows_.blocks());
   const uint32_t tokens = prompt_tokens_ + start_.max_new_tokens();

@@ -11,6 +11,7 @@
 
 #include "gpu_worker/local_runner.h"
 #include "gpu_worker/random_checkpoint.h"
+#include "kernels/fake_device.h"
 
 namespace sparsekv {
 namespace {
@@ -42,16 +43,33 @@ class CollectingSink : public ReportSink {
 
 constexpr uint32_t kBlocks = 48;
 
-class StepLoopTest : public testing::Test {
+// Where rows are attended: in the segment, by the cpu; or on a device of its own, which holds all
+// of them or brings what is selected.
+enum class Where { kSegment, kResident, kOffload };
+
+class StepLoopTest : public testing::TestWithParam<Where> {
  protected:
   StepLoopTest() {
     segment_ = kv_store::SegmentClient::MakeLocal(files_.Layout(kBlocks), 1);
-    device_ = *Device::Make(files_, {.device_bytes = size_t{64} << 20,
-                                     .max_batch = 4,
-                                     .prefill_unit_tokens = 256,
-                                     .threads = 1,
-                                     .row_layout = segment_->layout(),
-                                     .row_pool = segment_->rows()});
+    Device::Options options{.device_bytes = size_t{64} << 20,
+                            .max_batch = 4,
+                            .prefill_unit_tokens = 256,
+                            .threads = 1,
+                            .row_layout = segment_->layout(),
+                            .row_pool = segment_->rows()};
+    if (GetParam() != Where::kSegment) {
+      options.device_bytes = size_t{1} << 30;
+      options.backend = BackendKind::kCuda;
+      options.make_backend = [] {
+        return std::make_unique<FakeDevice>(MakeCpuBackend(1),
+                                            FakeDevice::Options{.bytes = size_t{1} << 30});
+      };
+      options.share_chunk_bytes = 64 << 10;
+      options.rows = {.in_place = false, .hot_rows = 100, .predict = true};
+    }
+    auto device = Device::Make(files_, options);
+    EXPECT_TRUE(device.ok()) << device.status();
+    device_ = *std::move(device);
     thread_ = std::thread([this] {
       StepLoop loop({.device = &device_,
                      .segment = segment_.get(),
@@ -80,6 +98,10 @@ class StepLoopTest : public testing::Test {
     start.set_attention(v1::ATTENTION_DOUBLE_SPARSITY);
     start.mutable_budget()->set_rows(80);
     start.set_owner(1000 + id);
+    if (GetParam() != Where::kSegment) {
+      start.set_placement(GetParam() == Where::kResident ? v1::PLACEMENT_RESIDENT
+                                                         : v1::PLACEMENT_OFFLOAD);
+    }
     auto grant = segment_->Grant(prompt + max_new, 1000 + id);
     EXPECT_TRUE(grant.ok()) << grant.status();
     start.mutable_blocks()->Add(grant->blocks.begin(), grant->blocks.end());
@@ -131,7 +153,7 @@ class StepLoopTest : public testing::Test {
   uint64_t epoch_ = 0;
 };
 
-TEST_F(StepLoopTest, TokensAreThoseOfTheSequenceAlone) {
+TEST_P(StepLoopTest, TokensAreThoseOfTheSequenceAlone) {
   Plan({Start(1, 300, 20), Start(2, 50, 20), Start(3, 600, 20)}, {1, 2, 3});
   const auto ends = WaitForEnds(3);
   for (const auto& end : ends) {
@@ -157,7 +179,7 @@ TEST_F(StepLoopTest, TokensAreThoseOfTheSequenceAlone) {
   }
 }
 
-TEST_F(StepLoopTest, AStopIdEndsWithIt) {
+TEST_P(StepLoopTest, AStopIdEndsWithIt) {
   Plan({Start(1, 30, 40)}, {1});
   WaitForEnds(1);
   const auto tokens = Tokens(1);
@@ -173,7 +195,7 @@ TEST_F(StepLoopTest, AStopIdEndsWithIt) {
   EXPECT_EQ(ends[1].generated(), first + 1);
 }
 
-TEST_F(StepLoopTest, WhoLeavesThePlanIsDropped) {
+TEST_P(StepLoopTest, WhoLeavesThePlanIsDropped) {
   Plan({Start(1, 40, 1500), Start(2, 40, 30)}, {1, 2});
   sink_.WaitFor([](const CollectingSink::Reports& reports) {
     for (const auto& [session, report] : reports) {
@@ -189,7 +211,7 @@ TEST_F(StepLoopTest, WhoLeavesThePlanIsDropped) {
   }
 }
 
-TEST_F(StepLoopTest, APlanIsGoodForItsStepsOnly) {
+TEST_P(StepLoopTest, APlanIsGoodForItsStepsOnly) {
   Plan({Start(1, 40, 500)}, {1}, /*steps=*/8);
   sink_.WaitFor([](const CollectingSink::Reports& reports) {
     return !reports.empty() && reports.back().second.stats().plan_exhausted();
@@ -200,7 +222,7 @@ TEST_F(StepLoopTest, APlanIsGoodForItsStepsOnly) {
   EXPECT_EQ(WaitForEnds(1)[0].generated(), 500u);
 }
 
-TEST_F(StepLoopTest, BlocksOfAnotherOwnerAreDataLoss) {
+TEST_P(StepLoopTest, BlocksOfAnotherOwnerAreDataLoss) {
   auto start = Start(1, 40, 1500);
   Plan({start}, {1});
   sink_.WaitFor([](const CollectingSink::Reports& reports) {
@@ -215,7 +237,7 @@ TEST_F(StepLoopTest, BlocksOfAnotherOwnerAreDataLoss) {
   EXPECT_EQ(ends[0].error_code(), static_cast<int>(absl::StatusCode::kDataLoss)) << ends[0].error();
 }
 
-TEST_F(StepLoopTest, BadStartsEndAtOnce) {
+TEST_P(StepLoopTest, BadStartsEndAtOnce) {
   auto far = Start(1, 10, 10);
   far.set_prompt_ids(3, 160);
   auto few = Start(2, 100, 100);
@@ -232,7 +254,7 @@ TEST_F(StepLoopTest, BadStartsEndAtOnce) {
   }
 }
 
-TEST_F(StepLoopTest, ANewSessionDropsTheOldOnes) {
+TEST_P(StepLoopTest, ANewSessionDropsTheOldOnes) {
   Plan({Start(1, 40, 1500)}, {1});
   Post(SessionOpened{2});
   sink_.WaitFor([](const CollectingSink::Reports& reports) {
@@ -247,6 +269,14 @@ TEST_F(StepLoopTest, ANewSessionDropsTheOldOnes) {
   Post(PlanArrived{2, plan});
   EXPECT_EQ(WaitForEnds(1)[0].sequence_id(), 5u);
 }
+
+std::string NameOf(const testing::TestParamInfo<Where>& where) {
+  if (where.param == Where::kSegment) return "InTheSegment";
+  return where.param == Where::kResident ? "Resident" : "Offload";
+}
+INSTANTIATE_TEST_SUITE_P(Devices, StepLoopTest,
+                         testing::Values(Where::kSegment, Where::kResident, Where::kOffload),
+                         NameOf);
 
 }  // namespace
 }  // namespace sparsekv

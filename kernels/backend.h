@@ -47,7 +47,8 @@ class Backend {
   virtual void Free(std::byte* memory);
   virtual size_t free_bytes() const;  // that Allocate could still give; SIZE_MAX = not limited here
   // Host memory that operations may be given from now on; false, with one line in `why`, when the
-  // device cannot read it where it lies. Unshare it before it goes away.
+  // device cannot read it where it lies. True with a line in `why`: it can, but slower than it
+  // should. Unshare it before it goes away, by the same addresses.
   virtual bool Share(std::byte* host, size_t bytes, std::string* why);
   virtual void Unshare(std::byte* host, size_t bytes);
   // Between the host's memory and the device's; outside of steps only.

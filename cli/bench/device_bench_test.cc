@@ -6,8 +6,8 @@
 #include <map>
 #include <set>
 
-#include "cli/bench/checked_backend.h"
 #include "cli/bench/device_cases.h"
+#include "kernels/fake_device.h"
 
 namespace sparsekv {
 namespace {
@@ -115,7 +115,7 @@ TEST(DeviceBench, EveryCaseRunsOnTheCpu) {
 
 // What no CPU would notice, and a device would end the process for.
 TEST(DeviceBench, GivesADeviceNothingButItsOwnMemory) {
-  sparsekv::testing::CheckedBackend backend(MakeCpuBackend(1));
+  FakeDevice backend(MakeCpuBackend(1), {});
   DeviceGrid grid = SmallGrid();
   grid.bench.timing = {.least_step = 0, .rounds = 1};
   const auto json = ReportOf(backend, grid);
@@ -126,7 +126,7 @@ TEST(DeviceBench, GivesADeviceNothingButItsOwnMemory) {
 
 // The same by places far into a step.
 TEST(DeviceBench, LaterRunsOfAStepKeepToTheMemoryToo) {
-  sparsekv::testing::CheckedBackend backend(MakeCpuBackend(1));
+  FakeDevice backend(MakeCpuBackend(1), {});
   DeviceGrid grid = SmallGrid();
   grid.contexts.resize(1);
   grid.models.resize(1);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -17,8 +18,6 @@ namespace {
 
 // What the oldest code in this build was compiled for.
 constexpr int kLeastMajor = 8;
-// A driver takes long over many pages at once, and other workers wait for its lock.
-constexpr size_t kShareChunk = size_t{1} << 30;
 
 std::string DeviceName() {
   int device = 0;
@@ -130,6 +129,7 @@ class CudaBackend final : public Backend {
   }
 
   std::string name_;
+  std::set<std::byte*> pageable_;  // shared without being registered
   cuda::Tape tape_;
   cuda::PromptProducts products_;
   cuda::Sampler sampler_;
@@ -157,28 +157,25 @@ size_t CudaBackend::free_bytes() const {
 }
 
 bool CudaBackend::Share(std::byte* host, size_t bytes, std::string* why) {
-  for (size_t from = 0; from < bytes; from += kShareChunk) {
-    const cudaError_t error = cudaHostRegister(host + from, std::min(kShareChunk, bytes - from),
-                                               cudaHostRegisterMapped | cudaHostRegisterPortable);
-    void* seen = nullptr;
-    if (error == cudaSuccess && cudaHostGetDevicePointer(&seen, host + from, 0) == cudaSuccess &&
-        seen == host + from) {
-      continue;
-    }
-    *why = error != cudaSuccess ? cudaGetErrorString(error)
-                                : "the device has another address for host memory";
-    cudaGetLastError();
-    if (error == cudaSuccess) CUDA_CHECK(cudaHostUnregister(host + from));
-    Unshare(host, from);
-    return false;
+  const cudaError_t error =
+      cudaHostRegister(host, bytes, cudaHostRegisterMapped | cudaHostRegisterPortable);
+  void* seen = nullptr;
+  if (error == cudaSuccess && cudaHostGetDevicePointer(&seen, host, 0) == cudaSuccess &&
+      seen == host) {
+    return true;
   }
+  *why = error != cudaSuccess ? cudaGetErrorString(error)
+                              : "the device has another address for host memory";
+  cudaGetLastError();
+  if (error == cudaSuccess) CUDA_CHECK(cudaHostUnregister(host));
+  // Some drivers let a device use any memory of the process, page by page.
+  if (!tape_.properties().pageableMemoryAccess) return false;
+  pageable_.insert(host);
   return true;
 }
 
-void CudaBackend::Unshare(std::byte* host, size_t bytes) {
-  for (size_t from = 0; from < bytes; from += kShareChunk) {
-    CUDA_CHECK(cudaHostUnregister(host + from));
-  }
+void CudaBackend::Unshare(std::byte* host, size_t) {
+  if (pageable_.erase(host) == 0) CUDA_CHECK(cudaHostUnregister(host));
 }
 
 void CudaBackend::BeginStep(StepKind kind) {

@@ -1,0 +1,290 @@
+// The worker on a device with memory of its own, on machines that have none
+// (kernels/fake_device.h): what is copied there, what is shared with it and when, that nothing else
+// is touched, that memory is what the plan said, and that no bit of a result changes.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstring>
+#include <filesystem>
+#include <random>
+#include <set>
+#include <thread>
+
+#include "gpu_worker/local_runner.h"
+#include "gpu_worker/random_checkpoint.h"
+#include "kernels/fake_device.h"
+
+namespace sparsekv {
+namespace {
+
+constexpr uint32_t kLayers = 4, kPrompt = 500, kSteps = 6, kTokens = kPrompt + kSteps;
+constexpr RowBudget kBudget{.rows = 90};
+constexpr size_t kChunk = 64 << 10;
+
+struct How {
+  std::string name;
+  RowMode rows;
+  RowPlacement placement = RowPlacement::kOffload;
+  uint32_t percent = 100;
+  bool dense = false;
+};
+
+std::vector<How> AllWays() {
+  std::vector<How> ways;
+  for (bool dense : {false, true}) {
+    ways.push_back({.name = "resident",
+                    .rows = {.in_place = false, .predict = true},
+                    .placement = RowPlacement::kResident,
+                    .dense = dense});
+    for (uint32_t hot : {0u, 100u, 300u}) {
+      for (uint32_t percent : {0u, 60u, 150u}) {
+        if (dense && percent > 0) continue;
+        ways.push_back({.name = "hot rows " + std::to_string(hot) + ", predicting " +
+                                std::to_string(percent) + " %",
+                        .rows = {.in_place = false, .hot_rows = hot, .predict = percent > 0},
+                        .percent = percent,
+                        .dense = dense});
+      }
+    }
+  }
+  return ways;
+}
+
+class DevicePathTest : public ::testing::Test {
+ protected:
+  LocalRunner::Options Options(const How& how, uint32_t sequences) {
+    return {.max_tokens = kTokens,
+            .sequences = sequences,
+            .chunk_tokens = 256,
+            .threads = 2,
+            .backend = BackendKind::kCuda,
+            .make_backend =
+                [this] {
+                  auto device = std::make_unique<FakeDevice>(MakeCpuBackend(2), fake_);
+                  device_ = device.get();
+                  return device;
+                },
+            .share_chunk_bytes = kChunk,
+            .rows = how.rows,
+            .placement = how.placement,
+            .selection = how.dense ? kTokens : kBudget.rows};
+  }
+
+  std::vector<uint32_t> Prompt(uint32_t sequence) const {
+    std::mt19937 random(sequence + 1);
+    std::vector<uint32_t> ids(kPrompt);
+    for (uint32_t& id : ids) id = random() % files_.config.vocab_size;
+    return ids;
+  }
+
+  // Prompts, then greedy steps of all sequences together: every step's tokens and logits.
+  std::vector<std::vector<float>> Decode(LocalRunner& runner, uint32_t sequences,
+                                         RowBudget budget) {
+    std::vector<std::vector<float>> outcome;
+    std::vector<uint32_t> next(sequences);
+    const uint32_t vocab = files_.config.vocab_size;
+    for (uint32_t s = 0; s < sequences; ++s) {
+      const float* logits = runner.Prefill(s, Prompt(s));
+      next[s] = static_cast<uint32_t>(std::max_element(logits, logits + vocab) - logits);
+    }
+    for (uint32_t step = 0; step < kSteps; ++step) {
+      std::vector<LocalRunner::Step> steps;
+      for (uint32_t s = 0; s < sequences; ++s) steps.push_back({s, {&next[s], 1}, budget});
+      runner.model().set_measure(step % 3 == 0);
+      runner.ForwardBatch(steps, /*draw=*/true);
+      for (uint32_t s = 0; s < sequences; ++s) {
+        const float* logits = runner.Logits(s);
+        outcome.emplace_back(logits, logits + vocab);
+        next[s] = static_cast<uint32_t>(std::max_element(logits, logits + vocab) - logits);
+        EXPECT_EQ(runner.drawn()[s].id, next[s]);
+      }
+    }
+    return outcome;
+  }
+
+  RandomCheckpoint checkpoint_{{.layers = kLayers,
+                                .kv_heads = 2,
+                                .group = 2,
+                                .head_dim = 32,
+                                .hidden = 64,
+                                .intermediate = 96,
+                                .context = kTokens,
+                                .channels = 4,
+                                .dtype = DType::kBF16},
+                               5};
+  const ModelFiles& files_ = checkpoint_.files();
+  FakeDevice::Options fake_{.bytes = size_t{2} << 30, .stops_copies = true};
+  FakeDevice* device_ = nullptr;
+};
+
+TEST_F(DevicePathTest, EveryWayGivesTheBitsOfTheCpu) {
+  size_t stopped = 0;
+  for (uint32_t sequences : {1u, 3u}) {
+    for (const How& how : AllWays()) {
+      SCOPED_TRACE(how.name + (how.dense ? ", dense, batch of " : ", batch of ") +
+                   std::to_string(sequences));
+      const RowBudget budget = how.dense ? RowBudget{} : kBudget;
+      auto plain = LocalRunner::Make(
+          files_, {.max_tokens = kTokens, .sequences = sequences, .chunk_tokens = 256});
+      ASSERT_TRUE(plain.ok()) << plain.status();
+      auto runner = LocalRunner::Make(files_, Options(how, sequences));
+      ASSERT_TRUE(runner.ok()) << runner.status();
+      std::vector<LayerPolicy> policies(kLayers, {how.rows.predict, how.percent, false});
+      policies[0].predict = false;
+      (*runner)->device().attention->set_policies(policies);
+
+      const size_t allocations = device_->allocations();
+      ASSERT_EQ(Decode(**runner, sequences, budget), Decode(**plain, sequences, budget));
+      // Nothing was taken after the start, and every step was noted as what it is. Logits that are
+      // looked at are a step of their own.
+      EXPECT_EQ(device_->allocations(), allocations);
+      EXPECT_EQ(device_->decode_steps(), kSteps * (1 + sequences));
+      EXPECT_GE(device_->prompt_steps(), sequences * ((kPrompt + 255) / 256));
+      stopped += device_->stopped_copies();
+      for (const LayerCounts& layer : (*runner)->device().attention->counts()) {
+        const RowCounts& rows = layer.rows;
+        EXPECT_EQ(rows.selected, rows.hits + rows.useful + rows.missed);
+        EXPECT_LE(rows.useful, rows.prefetched);
+      }
+    }
+  }
+  EXPECT_GT(stopped, 10u);
+}
+
+TEST_F(DevicePathTest, MemoryIsWhatThePlanSaid) {
+  for (const How& how : AllWays()) {
+    SCOPED_TRACE(how.name);
+    auto runner = LocalRunner::Make(files_, Options(how, 2));
+    ASSERT_TRUE(runner.ok()) << runner.status();
+    const Device& device = (*runner)->device();
+    EXPECT_EQ(device.plan.bytes_by_kind, device.arena->bytes_by_kind());
+    EXPECT_EQ(device.plan.total_bytes(), device.arena->used_bytes());
+    for (const char* kind : {"weights", "tables", "scratch", "activations"}) {
+      EXPECT_GT(device.plan.bytes_by_kind.at(kind), 0u) << kind;
+    }
+    // What the device gave, and what it was told to keep for itself.
+    EXPECT_EQ(fake_.bytes - device_->free_bytes() + device.plan.bytes_by_kind.at("scratch"),
+              device.arena->used_bytes());
+    EXPECT_EQ(device_->reserved_bytes(), device.plan.scratch_bytes);
+  }
+}
+
+TEST_F(DevicePathTest, WhatDoesNotFitIsSaidAtTheStart) {
+  fake_.bytes = size_t{100} << 20;
+  auto runner = LocalRunner::Make(files_, Options(AllWays()[0], 2));
+  EXPECT_EQ(runner.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_NE(runner.status().message().find(std::to_string((size_t{100} << 20) / 10 * 9)),
+            std::string::npos)
+      << runner.status();
+}
+
+TEST_F(DevicePathTest, HostMemoryThatCannotBeSharedIsOneLine) {
+  fake_.most_shared_bytes = 3 * kChunk;
+  auto runner = LocalRunner::Make(files_, Options(AllWays()[0], 2));
+  EXPECT_EQ(runner.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(runner.status().message(),
+            "segment: the device cannot have 65536 bytes of host memory beside 196608 that it has: "
+            "the fake shares no more");
+}
+
+class SharedRowsTest : public ::testing::Test {
+ protected:
+  static constexpr RowLayout kLayout{
+      .layers = 3, .kv_heads = 2, .head_dim = 32, .dtype = DType::kBF16, .blocks = 37};
+
+  SharedRows::Options Options(size_t chunk_bytes = kChunk) {
+    return {.backend = &device_,
+            .pool = pool_.data(),
+            .layout = kLayout,
+            .chunk_bytes = chunk_bytes,
+            .lock_file = lock_file_};
+  }
+  bool Covered(uint32_t layer, uint32_t block) {
+    const std::byte* begin =
+        pool_.data() + layer * kLayout.layer_stride() + block * kLayout.block_stride();
+    size_t covered = 0;
+    for (const auto& [at, bytes] : device_.shared()) {
+      const std::byte* from = std::max(at, begin);
+      const std::byte* to = std::min(at + bytes, begin + kLayout.block_stride());
+      if (from < to) covered += static_cast<size_t>(to - from);
+    }
+    return covered == kLayout.block_stride();
+  }
+
+  std::vector<std::byte> pool_ = std::vector<std::byte>(kLayout.pool_bytes());
+  FakeDevice device_{MakeReferenceBackend(), {}};
+  std::string lock_file_;
+};
+
+TEST_F(SharedRowsTest, ChunksAreRegisteredOnFirstUseAndReleased) {
+  std::mt19937 random(1);
+  for (size_t chunk_bytes : {size_t{4096}, kChunk, kChunk * 3, size_t{1} << 30}) {
+    SharedRows rows(Options(chunk_bytes));
+    EXPECT_TRUE(device_.shared().empty());
+    std::set<uint32_t> used;
+    for (int round = 0; round < 12; ++round) {
+      std::vector<uint32_t> blocks;
+      for (int i = 0; i < 3; ++i) blocks.push_back(random() % kLayout.blocks);
+      used.insert(blocks.begin(), blocks.end());
+      ASSERT_TRUE(rows.Use(blocks).ok());
+      for (uint32_t layer = 0; layer < kLayout.layers; ++layer) {
+        for (uint32_t block : used) ASSERT_TRUE(Covered(layer, block));
+      }
+    }
+    size_t needed = 0;  // chunks that hold a byte of a used block
+    for (size_t chunk = 0; chunk < rows.chunks(); ++chunk) {
+      const size_t begin = chunk * chunk_bytes, end = begin + chunk_bytes;
+      bool any = false;
+      for (uint32_t layer = 0; layer < kLayout.layers; ++layer) {
+        for (uint32_t block : used) {
+          const size_t at = layer * kLayout.layer_stride() + block * kLayout.block_stride();
+          any |= at < end && at + kLayout.block_stride() > begin;
+        }
+      }
+      needed += any;
+    }
+    EXPECT_EQ(device_.shared().size(), needed);
+  }
+  EXPECT_TRUE(device_.shared().empty());
+}
+
+TEST_F(SharedRowsTest, WhatFailsKeepsWhatThereWas) {
+  FakeDevice small(MakeReferenceBackend(), {.most_shared_bytes = 4 * kLayout.block_stride()});
+  SharedRows::Options options = Options();
+  options.backend = &small;
+  options.layout.layers = 1;
+  options.chunk_bytes = kLayout.block_stride() / 4096 * 4096;
+  SharedRows rows(options);
+  const std::vector<uint32_t> first = {0}, many = {5, 9, 14, 20, 25, 31};
+  ASSERT_TRUE(rows.Use(first).ok());
+  EXPECT_EQ(rows.Use(many).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(rows.Use(first).ok());
+  EXPECT_EQ(rows.registered_bytes(), 4 * kLayout.block_stride());
+}
+
+TEST_F(SharedRowsTest, WorkersRegisterOneAfterTheOther) {
+  const std::string path =
+      std::filesystem::temp_directory_path() / ("sparsekv-lock-" + std::to_string(getpid()));
+  lock_file_ = path;
+  const int held = open(path.c_str(), O_CREAT | O_RDWR, 0600);
+  ASSERT_EQ(flock(held, LOCK_EX), 0);
+  std::atomic<bool> done = false;
+  SharedRows rows(Options());
+  std::thread other([&] {
+    const uint32_t block = 3;
+    EXPECT_TRUE(rows.Use({&block, 1}).ok());
+    done = true;
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  EXPECT_FALSE(done);
+  close(held);
+  other.join();
+  EXPECT_TRUE(done);
+  unlink(path.c_str());
+}
+
+}  // namespace
+}  // namespace sparsekv
