@@ -42,6 +42,7 @@ absl::Status ChooseCuda(const ServeOptions& options, const ModelFiles& files,
   uint64_t least = UINT64_MAX;
   for (uint32_t i = 0; i < options.workers; ++i) {
     choice->devices.push_back(probe.devices[i].ordinal);
+    choice->nodes.push_back(probe.devices[i].node);
     least = std::min(least, probe.devices[i].free_bytes);
   }
   if (options.device_memory_bytes > least) {

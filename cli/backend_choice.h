@@ -14,6 +14,7 @@ namespace sparsekv {
 struct BackendChoice {
   bool cuda = false;
   std::vector<int> devices;  // CUDA ordinals, one per worker
+  std::vector<int> nodes;    // of the machine, that these are attached to; -1 = not known
   uint64_t device_bytes = 0;
   MemoryPlan memory;
 };

@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 #include <sstream>
 
@@ -15,7 +14,7 @@
 
 namespace sparsekv {
 
-// The worker prints "device ORDINAL BYTES" for each device, or "none WHY".
+// The worker prints "device ORDINAL BYTES NODE" for each device, or "none WHY".
 absl::StatusOr<DeviceProbe> ProbeDevices(const std::string& worker_program) {
   int ends[2];
   if (pipe2(ends, O_CLOEXEC) != 0) {
@@ -48,9 +47,9 @@ absl::StatusOr<DeviceProbe> ProbeDevices(const std::string& worker_program) {
   std::istringstream lines(text);
   for (std::string line; std::getline(lines, line);) {
     if (line.starts_with("device ")) {
-      char* rest = nullptr;
-      const auto ordinal = static_cast<int>(std::strtol(line.c_str() + 7, &rest, 10));
-      probe.devices.push_back({ordinal, std::strtoull(rest, nullptr, 10)});
+      DeviceProbe::Device device;
+      std::istringstream(line.substr(7)) >> device.ordinal >> device.free_bytes >> device.node;
+      probe.devices.push_back(device);
     } else if (line.starts_with("none ")) {
       probe.why = line.substr(5);
     }

@@ -14,6 +14,7 @@ struct DeviceProbe {
   struct Device {
     int ordinal = 0;
     uint64_t free_bytes = 0;
+    int node = -1;  // of the machine, that it is attached to; -1 = not known
   };
   std::vector<Device> devices;  // that can run this build
   std::string why;              // where there is none

@@ -236,6 +236,9 @@ std::unique_ptr<ChildProcess> Server::DescribeStore() {
     arguments.Add("--rows-fd", rows.get());
     fds.push_back(rows.get());
   }
+  for (int node : plan_.backend.nodes) {
+    arguments.AddFlag(absl::StrCat("--rows-node=", node).c_str());
+  }
   return std::make_unique<ChildProcess>("store", arguments.list(), fds);
 }
 

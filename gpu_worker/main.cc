@@ -172,7 +172,7 @@ absl::Status RunWorker(const Options& options) {
 int Probe() {
   const std::vector<CudaDevice> devices = CudaDevices();
   for (const CudaDevice& device : devices) {
-    std::printf("device %d %zu\n", device.ordinal, device.free_bytes);
+    std::printf("device %d %zu %d\n", device.ordinal, device.free_bytes, device.node);
   }
   if (devices.empty()) std::printf("none %s\n", WhyNoCuda().c_str());
   return 0;

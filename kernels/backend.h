@@ -120,6 +120,7 @@ std::string WhyNoCuda();  // "" = MakeCudaBackend will make one
 struct CudaDevice {
   int ordinal = 0;
   size_t free_bytes = 0;
+  int node = -1;  // of the machine, that it is attached to; -1 = not known
 };
 std::vector<CudaDevice> CudaDevices();  // that can run this build
 struct CudaOptions {

@@ -31,6 +31,7 @@ namespace {
 
 constexpr char kProgram[] = "sparsekv-kv-store";
 constexpr int kMaxFd = 1 << 20;  // below 3 lie the standard streams
+constexpr int kMaxNode = 1023;
 constexpr uint32_t kMaxGatherThreads = 64;
 constexpr size_t kMaxStagingBytes = size_t{1} << 40;
 
@@ -39,6 +40,7 @@ struct Flags {
   std::string attach_socket;
   int meta_fd = -1;
   std::vector<int> rows_fds;
+  std::vector<int> rows_nodes;
   RowLayout layout;
   uint64_t fingerprint = 0;
   pid_t parent_pid = 0;  // 0: whoever it is at the start
@@ -69,6 +71,10 @@ std::optional<int> ParseFlags(int argc, char** argv, Flags* flags) {
       ->required()
       ->expected(1, static_cast<int>(kMaxPools))
       ->check(CLI::Range(3, kMaxFd));
+  app.add_option("--rows-node", flags->rows_nodes,
+                 "per pool, the node of this machine whose memory its rows prefer; -1 = any")
+      ->expected(1, static_cast<int>(kMaxPools))
+      ->check(CLI::Range(-1, kMaxNode));
   app.add_option("--layers", flags->layout.layers)->required()->check(CLI::Range(1u, kMaxLayers));
   app.add_option("--kv-heads", flags->layout.kv_heads, "of one rank")
       ->required()
@@ -134,8 +140,9 @@ absl::StatusOr<Segment> OpenSegment(const Flags& flags, uint64_t boot_id) {
   }
   std::vector<UniqueFd> rows_fds;
   for (int fd : flags.rows_fds) rows_fds.emplace_back(fd);
-  return Segment::Open({.layout = flags.layout, .fingerprint = flags.fingerprint},
-                       UniqueFd(flags.meta_fd), std::move(rows_fds), boot_id, *available);
+  return Segment::Open(
+      {.layout = flags.layout, .fingerprint = flags.fingerprint, .nodes = flags.rows_nodes},
+      UniqueFd(flags.meta_fd), std::move(rows_fds), boot_id, *available);
 }
 
 // Null if none is asked for. `rows` gets the mappings, which must outlive the server.

@@ -12,6 +12,8 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/ids.h"
+#include "base/log.h"
+#include "base/numa.h"
 #include "kv_store/memory_check.h"
 
 namespace sparsekv::kv_store {
@@ -122,6 +124,12 @@ absl::Status Segment::Create(const Spec& spec, int meta_fd, size_t available_byt
   if (!status.ok()) return status;
 
   for (size_t pool = 0; pool < rows_fds_.size(); ++pool) {
+    const int node = pool < spec.nodes.size() ? spec.nodes[pool] : -1;
+    const PreferNode prefer(node);
+    if (node >= 0 && !prefer.granted()) {
+      spdlog::warn("pool {}: node {} of this machine is not to be had; any memory serves", pool,
+                   node);
+    }
     status = SizeAndPopulate(rows_fds_[pool].get(), rows_bytes);
     if (!status.ok()) return status;
     if (status = SealSize(rows_fds_[pool].get()); !status.ok()) return status;

@@ -22,6 +22,8 @@ class Segment {
   struct Spec {
     RowLayout layout;  // of each pool
     uint64_t fingerprint = 0;
+    std::vector<int> nodes;  // of the machine, by pool: whose memory its rows prefer; -1 or absent:
+                             // any. Looked at by the first Open only.
   };
 
   // `rows_fds`: one per pool. Puts `store_boot_id` into the header. RESOURCE_EXHAUSTED: too little

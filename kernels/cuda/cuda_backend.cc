@@ -1,7 +1,9 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cstdlib>
+#include <fstream>
 #include <memory>
 #include <set>
 #include <string>
@@ -233,6 +235,24 @@ std::string WhyNoCuda() {
   return why;
 }
 
+namespace {
+
+// As the kernel says it of the PCI device.
+int NodeOfDevice(int device) {
+  char bus_id[32]{};
+  if (cudaDeviceGetPCIBusId(bus_id, sizeof(bus_id), device) != cudaSuccess) {
+    cudaGetLastError();
+    return -1;
+  }
+  std::string path = std::string("/sys/bus/pci/devices/") + bus_id + "/numa_node";
+  std::ranges::transform(path, path.begin(), [](unsigned char c) { return std::tolower(c); });
+  int node = -1;
+  std::ifstream(path) >> node;
+  return node;
+}
+
+}  // namespace
+
 std::vector<CudaDevice> CudaDevices() {
   std::vector<CudaDevice> all;
   int count = 0;
@@ -242,7 +262,7 @@ std::vector<CudaDevice> CudaDevices() {
     if (!WhyNotDevice(device).empty()) continue;
     CUDA_CHECK(cudaSetDevice(device));
     CUDA_CHECK(cudaMemGetInfo(&free, &total));
-    all.push_back({device, free});
+    all.push_back({device, free, NodeOfDevice(device)});
   }
   return all;
 }
