@@ -1,7 +1,7 @@
 #include "gpu_worker/attention.h"
 
 #include <algorithm>
-#include <cmath>
+#include <utility>
 
 #include "base/check.h"
 
@@ -15,6 +15,8 @@ Attention::Attention(const Options& options)
       step_lists_{scratch_.q, scratch_.scores, scratch_.selection, scratch_.slots, scratch_.misses},
       ahead_lists_{scratch_.ahead.q, scratch_.ahead.scores, scratch_.ahead.selection,
                    scratch_.ahead.slots, nullptr},
+      inverse_frequency_(config_.InverseFrequency()),
+      long_inverse_frequency_(config_.InverseFrequency(true)),
       counts_(options.config->layers) {
   if (options.channels) {
     label_layout_ = {config_.layers, config_.kv_heads, options.channels->channels};
@@ -66,7 +68,8 @@ void Attention::Run(uint32_t layer) {
     const StepItem& item = items_[i];
     if (item.budget.dense()) continue;
     CHECK_EQ(item.ids.size(), size_t{1});
-    const Selecting one = {i, item.position + 1, item.budget.At(item.position + 1)};
+    const uint32_t tokens = item.position + 1, first = item.First(config_.window(layer));
+    const Selecting one = {i, tokens, first, item.budget.At(tokens, first)};
     (uncorrected(layer, i) ? judged : selecting).push_back(one);
   }
   ForEachRound(layer, false, selecting, [&](std::span<const Selecting> round, size_t stride) {
@@ -80,26 +83,46 @@ void Attention::Run(uint32_t layer) {
   for (const Selecting& one : judged) AttendPredicted(layer, one.index);
 }
 
+std::vector<Attention::RopeRun> Attention::RopeRuns() const {
+  std::vector<RopeRun> runs;
+  for (uint32_t i = 0; i < items_.size(); ++i) {
+    if (i == 0 || items_[i].long_rope != items_[i - 1].long_rope) {
+      const auto& frequency = items_[i].long_rope ? long_inverse_frequency_ : inverse_frequency_;
+      runs.push_back({.first_item = i, .first_token = first_[i], .inverse_frequency = frequency});
+    }
+    ++runs.back().items;
+    runs.back().tokens += static_cast<uint32_t>(items_[i].ids.size());
+  }
+  return runs;
+}
+
+void Attention::Append(uint32_t layer, std::span<const uint32_t> positions) {
+  for (const RopeRun& run : RopeRuns()) AppendRun(layer, run, positions);
+}
+
 // Rows go to the segment, and where the item's rows are on the device by position, there too.
-void Attention::Append(uint32_t layer, std::span<const uint32_t> positions,
-                       std::span<const float> inverse_frequency) {
+void Attention::AppendRun(uint32_t layer, const RopeRun& run, std::span<const uint32_t> positions) {
   std::vector<AppendRowsArgs::Item> rows;
   std::vector<AppendLabelsArgs::Item> labels;
-  for (size_t i = 0; i < items_.size(); ++i) {
+  for (uint32_t i = run.first_item; i < run.first_item + run.items; ++i) {
     const StepItem& item = items_[i];
-    rows.push_back({Span(i), HostRows(layer, item)});
+    StepSpan span = Span(i);
+    span.first -= run.first_token;
+    rows.push_back({span, HostRows(layer, item)});
     if (item.prefill_block != kNoPrefill) {
-      rows.push_back({Span(i), PrefillRows(item.prefill_block)});
+      rows.push_back({span, PrefillRows(item.prefill_block)});
     } else if (item.resident() || (item.offloaded() && item.budget.dense())) {
-      rows.push_back({Span(i), item.device->Rows(layer)});
+      rows.push_back({span, item.device->Rows(layer)});
     }
-    if (item.label_pages) labels.push_back({Span(i), Labels(layer, item)});
+    if (item.label_pages) labels.push_back({span, Labels(layer, item)});
   }
-  backend_.RotateAppend({.q = scratch_.q,
-                         .k = scratch_.k,
-                         .v = scratch_.v,
-                         .positions = positions,
-                         .inverse_frequency = inverse_frequency,
+  const size_t q_width = size_t{config_.heads} * config_.head_dim;
+  const size_t kv_width = size_t{config_.kv_heads} * config_.head_dim;
+  backend_.RotateAppend({.q = scratch_.q + run.first_token * q_width,
+                         .k = scratch_.k + run.first_token * kv_width,
+                         .v = scratch_.v + run.first_token * kv_width,
+                         .positions = positions.subspan(run.first_token, run.tokens),
+                         .inverse_frequency = run.inverse_frequency,
                          .heads = config_.heads,
                          .kv_heads = config_.kv_heads,
                          .head_dim = config_.head_dim,
@@ -129,13 +152,14 @@ void Attention::AttendDense(uint32_t layer) {
     if (!item.counts) continue;
     if (item.offloaded()) {
       CHECK_EQ(item.ids.size(), size_t{1});
-      options_.fetcher->Stream(layer, item, item.position, attend.rows, &counts_[layer]);
+      options_.fetcher->Stream(layer, item, item.First(config_.window(layer)), item.position,
+                               attend.rows, &counts_[layer]);
       if (progress_) progress_();
     } else {
-      CountHere(layer, item, item.rows_per_head());
+      CountHere(layer, item, item.position + 1 - item.First(config_.window(layer)));
     }
   }
-  if (!dense.empty()) Attend(dense, 0);
+  if (!dense.empty()) Attend(layer, dense, 0);
 }
 
 // Room for a list of so many tokens; coarse on a device, whose steps should look alike as sequences
@@ -176,11 +200,13 @@ void Attention::ScoreAndSelect(uint32_t layer, bool predicted, std::span<const S
     score.push_back({.query = first_[round[n].index],
                      .tokens = round[n].tokens,
                      .labels = Labels(layer, items_[round[n].index]),
-                     .scores = to.scores + offset});
+                     .scores = to.scores + offset,
+                     .first = round[n].first});
     select.push_back({.scores = to.scores + offset,
                       .tokens = round[n].tokens,
                       .count = round[n].count,
-                      .selection = to.selection + offset});
+                      .selection = to.selection + offset,
+                      .first = round[n].first});
   }
   backend_.ScoreSelect({.q = to.q,
                         .kv_heads = config_.kv_heads,
@@ -227,7 +253,7 @@ void Attention::AttendSelected(uint32_t layer, std::span<const Selecting> round,
   std::vector<RowFetcher::Request> requests;
   std::vector<AppendRowsArgs::Item> current;
   for (size_t n = 0; n < round.size(); ++n) {
-    const auto& [index, tokens, count] = round[n];
+    const auto [index, count] = std::pair(round[n].index, round[n].count);
     const StepItem& item = items_[index];
     const uint32_t* list = scratch_.selection + n * config_.kv_heads * stride;
     AttendArgs::Item one = {.span = Span(index), .selection = list, .count = count};
@@ -250,7 +276,7 @@ void Attention::AttendSelected(uint32_t layer, std::span<const Selecting> round,
     backend_.AppendRows({.k = scratch_.k, .v = scratch_.v, .items = current});
   }
   Timeline::Span span(options_.timeline, "attend", layer);
-  Attend(attend, stride);
+  Attend(layer, attend, stride);
 }
 
 // What the paper does: the predicted rows and the current one, whatever the true query says.
@@ -258,7 +284,8 @@ void Attention::AttendPredicted(uint32_t layer, uint32_t index) {
   CHECK(backend_.host_memory());
   const StepItem& item = items_[index];
   std::fill_n(scratch_.selection, config_.kv_heads, item.position);
-  const RowFetcher::Request request = RequestFor({index, 1, 1}, false, 0, 1);
+  const RowFetcher::Request request =
+      RequestFor({.index = index, .tokens = 1, .count = 1}, false, 0, 1);
   options_.fetcher->Bring(layer, {&request, 1}, 1, &counts_[layer]);
   const RowFetcher::Prediction prediction = options_.fetcher->Predicted(layer, index);
   for (uint32_t head = 0; head < config_.kv_heads; ++head) {
@@ -281,16 +308,17 @@ void Attention::AttendPredicted(uint32_t layer, uint32_t index) {
                                         .slot_stride = prediction.stride};
   backend_.AppendRows({.k = scratch_.k, .v = scratch_.v, .items = {&current, 1}});
   Timeline::Span span(options_.timeline, "attend", layer);
-  Attend({&attend, 1}, prediction.stride);
+  Attend(layer, {&attend, 1}, prediction.stride);
 }
 
-void Attention::Attend(std::span<const AttendArgs::Item> items, size_t stride) {
+void Attention::Attend(uint32_t layer, std::span<const AttendArgs::Item> items, size_t stride) {
   backend_.Attend({.q = scratch_.q,
                    .out = scratch_.attended,
                    .kv_heads = config_.kv_heads,
                    .group = config_.heads / config_.kv_heads,
                    .head_dim = config_.head_dim,
-                   .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim)),
+                   .scale = config_.attention_scale(),
+                   .window = config_.window(layer),
                    .selection_stride = stride,
                    .items = items});
 }

@@ -57,12 +57,10 @@ class Attention {
   // Starts to fetch what layer + 1 will probably select, judged by the inputs of `layer` and of the
   // layer before, which were kept. Beside what follows, where the device has lanes. Fetches nothing
   // where the policy of layer + 1 says so.
-  void Predict(uint32_t layer, std::span<const uint32_t> positions,
-               std::span<const float> inverse_frequency);
+  void Predict(uint32_t layer, std::span<const uint32_t> positions);
 
   // Rotates scratch.q and .k, and writes rows and labels of the step's tokens.
-  void Append(uint32_t layer, std::span<const uint32_t> positions,
-              std::span<const float> inverse_frequency);
+  void Append(uint32_t layer, std::span<const uint32_t> positions);
   // From scratch.q, .k, .v, after that, to scratch.attended.
   void Run(uint32_t layer);
 
@@ -86,10 +84,11 @@ class Attention {
   const LabelLayout& label_layout() const { return label_layout_; }
 
  private:
-  // One item that selects: how many tokens it chooses among, and how many of them.
+  // One item that selects: the tokens that it chooses among, and how many of them.
   struct Selecting {
     uint32_t index = 0;
     uint32_t tokens = 0;
+    uint32_t first = 0;  // those before it are outside of the layer's window
     uint32_t count = 0;
   };
   // Where a list is made and what becomes of it: the step's own, or its predictions'.
@@ -111,12 +110,19 @@ class Attention {
   void ScoreAndSelect(uint32_t layer, bool predicted, std::span<const Selecting> round,
                       size_t stride);
   void ShowLists(uint32_t layer, bool predicted, std::span<const Selecting> round, size_t stride);
-  void Attend(std::span<const AttendArgs::Item> items, size_t stride);
+  void Attend(uint32_t layer, std::span<const AttendArgs::Item> items, size_t stride);
 
-  void PredictRows(uint32_t layer, std::span<const uint32_t> positions,
-                   std::span<const float> inverse_frequency);
+  void PredictRows(uint32_t layer, std::span<const uint32_t> positions);
+  // The items that rotate alike and follow each other, as runs of them.
+  struct RopeRun {
+    uint32_t first_item = 0, items = 0;
+    uint32_t first_token = 0, tokens = 0;
+    std::span<const float> inverse_frequency;
+  };
+  std::vector<RopeRun> RopeRuns() const;
+  void AppendRun(uint32_t layer, const RopeRun& run, std::span<const uint32_t> positions);
   void GuessInput(uint32_t layer, uint32_t tokens, bool as_published);
-  uint32_t PredictedCount(const StepItem& item, const LayerPolicy& policy) const;
+  uint32_t PredictedCount(uint32_t layer, const StepItem& item) const;
   const Lists& lists(bool predicted) const { return predicted ? ahead_lists_ : step_lists_; }
   RowFetcher::Request RequestFor(const Selecting& selecting, bool predicted, size_t n,
                                  size_t stride) const;
@@ -140,6 +146,8 @@ class Attention {
   const Scratch scratch_;
   const Lists step_lists_, ahead_lists_;
   LabelLayout label_layout_;
+  // [head_dim / 2], of sequences up to a model's original context and of longer ones.
+  const std::vector<float> inverse_frequency_, long_inverse_frequency_;
 
   std::vector<LayerPolicy> policies_;
   std::vector<LayerCounts> counts_;  // [layers]

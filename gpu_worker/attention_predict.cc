@@ -23,15 +23,17 @@ bool Attention::uncorrected(uint32_t layer, uint32_t index) const {
   return options_.fetcher && policy(layer).uncorrected && options_.fetcher->predicted(layer, index);
 }
 
-// Rows to predict among the tokens before the current one. Uncorrected, the current one comes on
-// top and all stay within the budget, but for one row where that is the always-set.
-uint32_t Attention::PredictedCount(const StepItem& item, const LayerPolicy& policy) const {
-  const uint32_t before = item.position;
-  const uint64_t budget = item.budget.At(item.position + 1);
-  const uint64_t wanted = policy.uncorrected ? budget - 1 : budget * policy.prefetch_percent / 100;
-  const uint32_t most = std::min(before, item.device->slots - 1);
+// Rows to predict among the tokens before the current one, in the window that it will have.
+// Uncorrected, the current one comes on top and all stay within the budget, but for one row where
+// that is the always-set.
+uint32_t Attention::PredictedCount(uint32_t layer, const StepItem& item) const {
+  const LayerPolicy& plan = policy(layer);
+  const uint32_t before = item.position, first = item.First(config_.window(layer));
+  const uint64_t budget = item.budget.At(item.position + 1, first);
+  const uint64_t wanted = plan.uncorrected ? budget - 1 : budget * plan.prefetch_percent / 100;
+  const uint32_t most = std::min(before - first, item.device->slots - 1);
   return static_cast<uint32_t>(
-      std::clamp<uint64_t>(wanted, std::min(AlwaysSetSize(before), most), most));
+      std::clamp<uint64_t>(wanted, std::min(AlwaysSetSize(before, first), most), most));
 }
 
 bool Attention::predicts() const {
@@ -71,8 +73,7 @@ void Attention::KeepInput(uint32_t layer, const float* hidden, uint32_t tokens) 
                 size_t{tokens} * config_.hidden_size * sizeof(float));
 }
 
-void Attention::Predict(uint32_t layer, std::span<const uint32_t> positions,
-                        std::span<const float> inverse_frequency) {
+void Attention::Predict(uint32_t layer, std::span<const uint32_t> positions) {
   if (!predicts()) return;
   const uint32_t next = layer + 1;
   const LayerPolicy& plan = policy(next);
@@ -82,20 +83,28 @@ void Attention::Predict(uint32_t layer, std::span<const uint32_t> positions,
   backend_.WaitFor(kept);
   GuessInput(layer, static_cast<uint32_t>(positions.size()), plan.uncorrected);
   guessed_.push_back(backend_.Mark());
-  if (plan.predict) PredictRows(next, positions, inverse_frequency);
+  if (plan.predict) PredictRows(next, positions);
   backend_.UseLane(Lane::kCompute);
 }
 
-void Attention::PredictRows(uint32_t layer, std::span<const uint32_t> positions,
-                            std::span<const float> inverse_frequency) {
+void Attention::PredictRows(uint32_t layer, std::span<const uint32_t> positions) {
   const LayerPolicy& plan = policy(layer);
   std::vector<Selecting> selecting;
   for (uint32_t i = 0; i < items_.size(); ++i) {
     const StepItem& item = items_[i];
-    if (item.budget.dense() || !item.offloaded() || item.position == 0) continue;
-    selecting.push_back({i, item.position, PredictedCount(item, plan)});
+    const uint32_t first = item.First(config_.window(layer));
+    if (item.budget.dense() || !item.offloaded() || item.position == first) continue;
+    selecting.push_back({i, item.position, first, PredictedCount(layer, item)});
   }
-  options_.predictor->Predict(layer, positions, inverse_frequency, scratch_.ahead);
+  options_.predictor->Project(layer, static_cast<uint32_t>(positions.size()), scratch_.ahead);
+  for (const RopeRun& run : RopeRuns()) {
+    backend_.Rope(
+        {.x = scratch_.ahead.q + size_t{run.first_token} * config_.heads * config_.head_dim,
+         .positions = positions.subspan(run.first_token, run.tokens),
+         .inverse_frequency = run.inverse_frequency,
+         .heads = config_.heads,
+         .head_dim = config_.head_dim});
+  }
   ForEachRound(layer, true, selecting, [&](std::span<const Selecting> round, size_t stride) {
     std::vector<RowFetcher::Request> requests;
     for (size_t n = 0; n < round.size(); ++n) {

@@ -15,12 +15,14 @@ struct RowBudget {
 
   bool dense() const { return rows == 0 && denominator == 0; }
 
-  // Rows at a step with `tokens` tokens present (the current one included): never less than the
-  // always-set, never more than there are.
-  uint32_t At(uint32_t tokens) const {
+  // Rows at a step with `tokens` tokens present (the current one included), of which those before
+  // `first` are outside of the layer's window: never less than the always-set, never more than
+  // there are in the window, of which a fraction is one.
+  uint32_t At(uint32_t tokens, uint32_t first = 0) const {
+    const uint32_t present = tokens - first;
     const uint32_t wanted =
-        denominator ? (tokens / denominator + (tokens % denominator != 0)) : rows;
-    return std::clamp(wanted, AlwaysSetSize(tokens), tokens);
+        denominator ? (present / denominator + (present % denominator != 0)) : rows;
+    return std::clamp(wanted, AlwaysSetSize(tokens, first), present);
   }
 };
 

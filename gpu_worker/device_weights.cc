@@ -14,12 +14,7 @@ size_t Bytes(const WeightView& view) {
 template <typename AnyWeights, typename Visit>
 void ForEach(AnyWeights& weights, const Visit& visit) {
   visit(weights.embed);
-  for (auto& layer : weights.layers) {
-    for (auto* view : {&layer.attention_norm, &layer.wq, &layer.wk, &layer.wv, &layer.wo,
-                       &layer.mlp_norm, &layer.gate, &layer.up, &layer.down}) {
-      visit(*view);
-    }
-  }
+  for (auto& layer : weights.layers) ForEachView(layer, visit);
   visit(weights.norm);
   visit(weights.lm_head);
 }

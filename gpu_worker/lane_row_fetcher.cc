@@ -155,8 +155,9 @@ void LaneRowFetcher::Bring(uint32_t layer, std::span<const Request> requests, si
       {.kv_heads = kv_heads_, .items = call.copies, .times = times() + (&call - calls_.data())});
 }
 
-void LaneRowFetcher::Stream(uint32_t layer, const StepItem& item, uint32_t tokens,
+void LaneRowFetcher::Stream(uint32_t layer, const StepItem& item, uint32_t first, uint32_t tokens,
                             const RowTable& to, LayerCounts*) {
+  CHECK_EQ(first, 0u);  // no windows on a device of its own: backend_limits.h
   if (tokens == 0) return;
   Request request{.item = &item, .count = tokens};
   Call& call = Begin(layer, false, {&request, 1});

@@ -95,7 +95,8 @@ StepItem LocalRunner::Item(const Step& step) {
           .device = device_.rows ? &sequence.device : nullptr,
           .owner = step.sequence + 1,
           .generations = sequence.generations.data(),
-          .counts = count == 1 ? &sequence.counts : nullptr};
+          .counts = count == 1 ? &sequence.counts : nullptr,
+          .long_rope = device_.model->config().long_rope(options_.max_tokens)};
 }
 
 void LocalRunner::Forward(std::span<const uint32_t> ids, RowBudget budget) {

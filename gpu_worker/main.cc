@@ -70,7 +70,7 @@ v1::WorkerHello MakeHello(const Options& options, const ModelFiles& files, const
   const ModelConfig& config = files.config;
   auto* model = hello.mutable_model();
   model->set_model(std::filesystem::canonical(options.model_dir).filename());
-  model->set_architecture("LlamaForCausalLM");
+  model->set_architecture(config.architecture());
   model->set_vocab_size(config.vocab_size);
   model->set_context(config.max_context);
   model->set_layers(config.layers);

@@ -13,7 +13,7 @@ Model::Model(const Options& options)
       scratch_(options.scratch),
       attention_(options.attention),
       timeline_(options.timeline),
-      inverse_frequency_(options.config->InverseFrequency()) {}
+      experts_(*options.config, options.backend, options.scratch) {}
 
 void Model::set_measure(bool measure) {
   measure_ = measure;
@@ -75,12 +75,12 @@ void Model::ForwardLayer(uint32_t layer, const StepItem& item, float* hidden) {
 }
 
 // hidden += Wo . attend(rope(Wq . norm(hidden)), rows)
-// hidden += down . (silu(gate . n) * (up . n)), n = norm(hidden)
+// hidden += down . (silu(gate . n) * (up . n)), n = norm(hidden); or the sum of some such, experts
 void Model::Layer(uint32_t layer) {
   if (measure_ && layer > 0) MeasureSimilarity(layer);
   if (measure_ || attention_->predicts()) attention_->KeepInput(layer, hidden_, tokens_);
   if (layer + 1 < config_->layers) {
-    attention_->Predict(layer, positions_, inverse_frequency_);
+    attention_->Predict(layer, positions_);
   }
   Project(layer);
   if (observer_) observer_(layer, scratch_.q, scratch_.k, tokens_);
@@ -100,23 +100,64 @@ void Model::Project(uint32_t layer) {
                      .epsilon = config_->rms_norm_eps,
                      .normed = scratch_.normed,
                      .outputs = outputs});
-  attention_->Append(layer, positions_, inverse_frequency_);
+  AddBias(scratch_.q, w.bq);
+  AddBias(scratch_.k, w.bk);
+  AddBias(scratch_.v, w.bv);
+  NormHeads(scratch_.q, config_->heads, w.q_norm);
+  NormHeads(scratch_.k, config_->kv_heads, w.k_norm);
+  attention_->Append(layer, positions_);
 }
 
 void Model::Mlp(uint32_t layer) {
   Timeline::Span span(timeline_, "mlp", layer);
   const LayerWeights& w = weights_->layers[layer];
   Add(scratch_.attended, w.wo);
-  backend_->GateUp({.x = hidden_,
-                    .tokens = tokens_,
-                    .norm = w.mlp_norm,
-                    .epsilon = config_->rms_norm_eps,
-                    .gate = w.gate,
-                    .up = w.up,
-                    .normed = scratch_.normed,
-                    .spare = scratch_.up,
-                    .out = scratch_.gate});
+  AddBias(hidden_, w.bo);
+  if (config_->has_experts(layer)) return experts_.Add(w, hidden_, tokens_);
+  GateUp(w);
   Add(scratch_.gate, w.down);
+  AddBias(hidden_, w.bdown);
+}
+
+// To scratch.gate.
+void Model::GateUp(const LayerWeights& w) {
+  if (!config_->mlp_bias) {
+    return backend_->GateUp({.x = hidden_,
+                             .tokens = tokens_,
+                             .norm = w.mlp_norm,
+                             .epsilon = config_->rms_norm_eps,
+                             .gate = w.gate,
+                             .up = w.up,
+                             .normed = scratch_.normed,
+                             .spare = scratch_.up,
+                             .out = scratch_.gate});
+  }
+  const ProjectArgs::Output outputs[] = {{w.gate, scratch_.gate}, {w.up, scratch_.up}};
+  backend_->Project({.x = hidden_,
+                     .tokens = tokens_,
+                     .norm = w.mlp_norm,
+                     .epsilon = config_->rms_norm_eps,
+                     .normed = scratch_.normed,
+                     .outputs = outputs});
+  AddBias(scratch_.gate, w.bgate);
+  AddBias(scratch_.up, w.bup);
+  backend_->SwiGlu({.gate = scratch_.gate,
+                    .up = scratch_.up,
+                    .tokens = tokens_,
+                    .width = config_->intermediate_size});
+}
+
+void Model::AddBias(float* x, const WeightView& bias) {
+  if (bias.data != nullptr) backend_->AddBias({.x = x, .tokens = tokens_, .bias = bias});
+}
+
+void Model::NormHeads(float* x, uint32_t heads, const WeightView& norm) {
+  if (norm.data == nullptr) return;
+  backend_->RmsNorm({.x = x,
+                     .tokens = tokens_ * heads,
+                     .weight = norm,
+                     .epsilon = config_->rms_norm_eps,
+                     .out = x});
 }
 
 // Against the input of the layer before, which was kept.

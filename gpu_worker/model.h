@@ -8,6 +8,7 @@
 #include "gpu_worker/attention.h"
 #include "gpu_worker/checkpoint/model_config.h"
 #include "gpu_worker/checkpoint/weights.h"
+#include "gpu_worker/experts.h"
 #include "gpu_worker/scratch.h"
 #include "gpu_worker/step_item.h"
 #include "gpu_worker/timeline.h"
@@ -15,7 +16,7 @@
 
 namespace sparsekv {
 
-// The forward pass of a Llama-architecture checkpoint. Belongs to the device thread; what it names
+// The forward pass of a checkpoint. Belongs to the device thread; what it names
 // outlives it. Holds no state of any sequence.
 class Model {
  public:
@@ -60,6 +61,7 @@ class Model {
     progress_ = std::move(progress);
   }
 
+  const Experts& experts() const { return experts_; }
   const ModelConfig& config() const { return *config_; }
   Attention& attention() { return *attention_; }
   Backend& backend() { return *backend_; }
@@ -75,7 +77,10 @@ class Model {
   void MeasureSimilarity(uint32_t layer);
   void Project(uint32_t layer);
   void Mlp(uint32_t layer);
-  void Add(const float* x, const WeightView& weight);  // hidden += weight . x
+  void GateUp(const LayerWeights& layer);
+  void AddBias(float* x, const WeightView& bias);                    // nothing where there is none
+  void NormHeads(float* x, uint32_t heads, const WeightView& norm);  // likewise
+  void Add(const float* x, const WeightView& weight);                // hidden += weight . x
 
   const ModelConfig* config_;
   const Weights* weights_;
@@ -83,7 +88,7 @@ class Model {
   Scratch scratch_;
   Attention* attention_;
   Timeline* timeline_;
-  std::vector<float> inverse_frequency_;
+  Experts experts_;
   bool measure_ = false;
 
   // Of the pass in progress.

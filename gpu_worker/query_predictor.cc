@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <numeric>
+#include <vector>
 
 #include "base/check.h"
 
@@ -17,10 +18,12 @@ size_t Aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 }  // namespace
 
 size_t QueryPredictor::Bytes(const ModelConfig& config, const ChannelConfig& channels) {
+  if (config.qk_norm) return 0;
   const size_t width = Width(config, channels);
   // In the widest type of a weight: the plan does not know the checkpoint's.
+  const size_t bias = config.qkv_bias ? Aligned(config.heads * width * sizeof(float)) : 0;
   return config.layers * (Aligned(config.heads * width * config.hidden_size * sizeof(float)) +
-                          Aligned(config.kv_heads * width * sizeof(uint16_t)));
+                          Aligned(config.kv_heads * width * sizeof(uint16_t)) + bias);
 }
 
 QueryPredictor::QueryPredictor(const ModelConfig& config, const ChannelConfig& channels,
@@ -31,14 +34,20 @@ QueryPredictor::QueryPredictor(const ModelConfig& config, const ChannelConfig& c
       backend_(backend),
       width_(Width(config, channels)),
       channels_(config.layers),
-      sliced_(config.layers) {
+      sliced_(config.layers),
+      bias_(config.layers) {
+  if (config.qk_norm) return;
   const size_t layer_bytes = Bytes(config, channels) / config.layers;
   for (uint32_t layer = 0; layer < config.layers; ++layer, memory += layer_bytes) {
     const std::vector<uint16_t> chosen = Chosen(layer, channels);
     const size_t list_bytes = chosen.size() * sizeof(uint16_t);
     backend_->Upload(memory, chosen.data(), list_bytes);
     channels_[layer] = reinterpret_cast<const uint16_t*>(memory);
-    Slice(layer, chosen, files.layers[layer].wq, memory + Aligned(list_bytes));
+    std::byte* next = memory + Aligned(list_bytes);
+    const LayerWeights& from = files.layers[layer];
+    sliced_[layer] = Slice(chosen, from.wq, next);
+    next += Aligned(size_t{config.heads} * width_ * config.hidden_size * sizeof(float));
+    if (config.qkv_bias) bias_[layer] = Slice(chosen, from.bq, next);
   }
 }
 
@@ -60,37 +69,51 @@ std::vector<uint16_t> QueryPredictor::Chosen(uint32_t layer, const ChannelConfig
   return chosen;
 }
 
-void QueryPredictor::Slice(uint32_t layer, const std::vector<uint16_t>& chosen,
-                           const WeightView& wq, std::byte* memory) {
+WeightView QueryPredictor::Slice(const std::vector<uint16_t>& chosen, const WeightView& matrix,
+                                 std::byte* memory) const {
   const uint32_t group = config_.heads / config_.kv_heads;
-  const size_t row_bytes = size_t{config_.hidden_size} * SizeOf(wq.dtype);
+  const bool vector = matrix.rows == 1;  // a bias: its values are rows of one
+  const uint32_t cols = vector ? 1 : matrix.cols;
+  const size_t row_bytes = size_t{cols} * SizeOf(matrix.dtype);
   std::vector<std::byte> rows(size_t{config_.heads} * width_ * row_bytes);
   std::byte* to = rows.data();
   for (uint32_t head = 0; head < config_.heads; ++head) {
     const uint16_t* list = chosen.data() + size_t{head / group} * width_;
     for (uint32_t j = 0; j < width_; ++j, to += row_bytes) {
       const size_t row = size_t{head} * config_.head_dim + list[j];
-      std::memcpy(to, static_cast<const std::byte*>(wq.data) + row * row_bytes, row_bytes);
+      std::memcpy(to, static_cast<const std::byte*>(matrix.data) + row * row_bytes, row_bytes);
     }
   }
   backend_->Upload(memory, rows.data(), rows.size());
-  sliced_[layer] = {.data = memory,
-                    .dtype = wq.dtype,
-                    .rows = config_.heads * width_,
-                    .cols = config_.hidden_size};
+  const uint32_t count = config_.heads * width_;
+  return {.data = memory,
+          .dtype = matrix.dtype,
+          .rows = vector ? 1 : count,
+          .cols = vector ? count : cols};
 }
 
-void QueryPredictor::Predict(uint32_t layer, std::span<const uint32_t> positions,
-                             std::span<const float> inverse_frequency,
-                             const Scratch::Ahead& ahead) const {
-  const auto tokens = static_cast<uint32_t>(positions.size());
-  const ProjectArgs::Output output = {sliced_[layer], ahead.compact};
+void QueryPredictor::Project(uint32_t layer, uint32_t tokens, const Scratch::Ahead& ahead) const {
+  const LayerWeights& w = weights_.layers[layer];
+  const bool whole = config_.qk_norm;
+  const ProjectArgs::Output output = {whole ? w.wq : sliced_[layer],
+                                      whole ? ahead.q : ahead.compact};
   backend_->Project({.x = ahead.normed,
                      .tokens = tokens,
-                     .norm = weights_.layers[layer].attention_norm,
+                     .norm = w.attention_norm,
                      .epsilon = config_.rms_norm_eps,
                      .normed = ahead.normed,
                      .outputs = {&output, 1}});
+  if (config_.qkv_bias) {
+    backend_->AddBias({.x = output.y, .tokens = tokens, .bias = whole ? w.bq : bias_[layer]});
+  }
+  if (whole) {
+    backend_->RmsNorm({.x = ahead.q,
+                       .tokens = tokens * config_.heads,
+                       .weight = w.q_norm,
+                       .epsilon = config_.rms_norm_eps,
+                       .out = ahead.q});
+    return;
+  }
   backend_->ExpandQuery({.compact = ahead.compact,
                          .channels = channels_[layer],
                          .tokens = tokens,
@@ -99,11 +122,6 @@ void QueryPredictor::Predict(uint32_t layer, std::span<const uint32_t> positions
                          .head_dim = config_.head_dim,
                          .width = width_,
                          .q = ahead.q});
-  backend_->Rope({.x = ahead.q,
-                  .positions = positions,
-                  .inverse_frequency = inverse_frequency,
-                  .heads = config_.heads,
-                  .head_dim = config_.head_dim});
 }
 
 }  // namespace sparsekv

@@ -14,9 +14,10 @@
 namespace sparsekv {
 
 // Guesses a layer's queries from a guess of its input, on the label channels only:
-// q' = RoPE(Wq . norm(h)) with the layer's own norm, and of Wq only the rows that the label
-// channels and their rotary partners need. Those rows are copied together once, at start. Belongs
-// to the device thread; what it is made of outlives it.
+// q' = Wq . norm(h) + bias with the layer's own norm, and of Wq only the rows that the label
+// channels and their rotary partners need. Those rows are copied together once, at start. Where q
+// is normalised that takes the whole head: then Wq is used whole, as it lies. Belongs to the device
+// thread; what it is made of outlives it.
 class QueryPredictor {
  public:
   // Device memory for the sliced matrices, and for the drift of a batch's sequences.
@@ -30,18 +31,18 @@ class QueryPredictor {
   QueryPredictor(const ModelConfig& config, const ChannelConfig& channels, const Weights& files,
                  const Weights& weights, Backend* backend, std::byte* memory);
 
-  // From the guessed input of `layer` in ahead.normed, [positions.size(), hidden_size], to its
-  // queries in ahead.q, zero but for the channels; uses ahead.compact.
-  void Predict(uint32_t layer, std::span<const uint32_t> positions,
-               std::span<const float> inverse_frequency, const Scratch::Ahead& ahead) const;
+  // From the guessed input of `layer` in ahead.normed, [tokens, hidden_size], to its queries before
+  // rotation in ahead.q, zero but for the channels; uses ahead.compact.
+  void Project(uint32_t layer, uint32_t tokens, const Scratch::Ahead& ahead) const;
 
  private:
   // Channels of a KV head: labels and partners, or all of them where those would be as many.
   static uint32_t Width(const ModelConfig& config, const ChannelConfig& channels);
   // The channels that are computed, [kv_heads, width].
   std::vector<uint16_t> Chosen(uint32_t layer, const ChannelConfig& channels) const;
-  void Slice(uint32_t layer, const std::vector<uint16_t>& chosen, const WeightView& wq,
-             std::byte* memory);
+  // Copies to `memory` the rows of `matrix` (or a bias' values) that are computed.
+  WeightView Slice(const std::vector<uint16_t>& chosen, const WeightView& matrix,
+                   std::byte* memory) const;
 
   const ModelConfig& config_;
   const Weights& weights_;
@@ -49,6 +50,7 @@ class QueryPredictor {
   const uint32_t width_;
   std::vector<const uint16_t*> channels_;  // [layers], [kv_heads, width] on the device
   std::vector<WeightView> sliced_;         // [layers], [heads * width, hidden_size]
+  std::vector<WeightView> bias_;           // [layers], [1, heads * width]; without: no data
 };
 
 }  // namespace sparsekv

@@ -48,10 +48,10 @@ class RowFetcher {
   virtual void Bring(uint32_t layer, std::span<const Request> requests, size_t stride,
                      LayerCounts* counts) = 0;
 
-  // Brings rows [0, tokens) of the item into `to`, whose row i is token i: a dense sequence's
-  // layer.
-  virtual void Stream(uint32_t layer, const StepItem& item, uint32_t tokens, const RowTable& to,
-                      LayerCounts* counts) = 0;
+  // Brings rows [first, tokens) of the item into `to`, whose row i is token i: a dense sequence's
+  // layer, or what its window leaves of it.
+  virtual void Stream(uint32_t layer, const StepItem& item, uint32_t first, uint32_t tokens,
+                      const RowTable& to, LayerCounts* counts) = 0;
 
   // Inside the step, after its last layer: asks for what the device noted.
   virtual void FetchNotes() = 0;

@@ -1,5 +1,7 @@
 #include "gpu_worker/scratch.h"
 
+#include <algorithm>
+
 namespace sparsekv {
 
 namespace {
@@ -17,8 +19,14 @@ void ForEachBuffer(const ModelConfig& config, bool slots, bool predict, Scratch&
   take("activations", tokens * kv_width, scratch.k);
   take("activations", tokens * kv_width, scratch.v);
   take("activations", tokens * q_width, scratch.attended);
-  take("activations", tokens * config.intermediate_size, scratch.gate);
-  take("activations", tokens * config.intermediate_size, scratch.up);
+  const size_t intermediate = std::max(config.intermediate_size, config.experts.intermediate_size);
+  take("activations", tokens * intermediate, scratch.gate);
+  take("activations", tokens * intermediate, scratch.up);
+  if (config.experts.count > 0) {
+    take("activations", tokens * config.experts.count, scratch.router);
+    take("activations", tokens * config.hidden_size, scratch.expert_in);
+    take("activations", tokens * config.hidden_size, scratch.mixed);
+  }
   take("activations", Scratch::kInputs * batch * config.hidden_size, scratch.inputs);
   take("activations", config.layers * batch, scratch.cosines);
   take("logits", batch * config.vocab_size, scratch.logits);

@@ -26,8 +26,12 @@ struct Scratch {
   float* k = nullptr;         // [max_tokens, kv_heads * head_dim]
   float* v = nullptr;         // [max_tokens, kv_heads * head_dim]
   float* attended = nullptr;  // [max_tokens, heads * head_dim]
-  float* gate = nullptr;      // [max_tokens, intermediate_size]
-  float* up = nullptr;        // [max_tokens, intermediate_size]
+  float* gate = nullptr;      // [max_tokens, intermediate_size], of an MLP or of an expert
+  float* up = nullptr;        // likewise
+  // Where a model has experts:
+  float* router = nullptr;     // [max_tokens, experts]
+  float* expert_in = nullptr;  // [max_tokens, hidden_size]  one expert's tokens, then its outputs
+  float* mixed = nullptr;      // [max_tokens, hidden_size]  the sum of a token's experts
   // [kInputs, max_logit_rows, hidden_size]  inputs of the last layers, which take them in turn
   float* inputs = nullptr;
   float* logits = nullptr;        // [max_logit_rows, vocab_size]

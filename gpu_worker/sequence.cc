@@ -107,16 +107,18 @@ Sequence::~Sequence() {
 
 StepItem Sequence::Item(uint32_t tokens) {
   CHECK_LE(computed_ + tokens, ids_.size());
-  return {.ids = std::span(ids_).subspan(computed_, tokens),
-          .position = computed_,
-          .blocks = block_table_,
-          .label_pages = label_table_,
-          .budget = prefilling() ? RowBudget{} : budget_,
-          .device = rows_on_device_.device ? &rows_on_device_ : nullptr,
-          .prefill_block = prefills_by_layer() ? 0 : kNoPrefill,
-          .owner = start_.owner(),
-          .generations = generations_.data(),
-          .counts = prefilling() ? nullptr : &counts_};
+  return {
+      .ids = std::span(ids_).subspan(computed_, tokens),
+      .position = computed_,
+      .blocks = block_table_,
+      .label_pages = label_table_,
+      .budget = prefilling() ? RowBudget{} : budget_,
+      .device = rows_on_device_.device ? &rows_on_device_ : nullptr,
+      .prefill_block = prefills_by_layer() ? 0 : kNoPrefill,
+      .owner = start_.owner(),
+      .generations = generations_.data(),
+      .counts = prefilling() ? nullptr : &counts_,
+      .long_rope = device_->model->config().long_rope(prompt_tokens_ + start_.max_new_tokens())};
 }
 
 void Sequence::Advance(uint32_t tokens) {

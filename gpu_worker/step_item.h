@@ -5,6 +5,7 @@
 
 #include "gpu_worker/budget.h"
 #include "gpu_worker/device_rows.h"
+#include "kernels/window.h"
 
 namespace sparsekv {
 
@@ -39,16 +40,13 @@ struct StepItem {
   uint64_t owner = 0;                     // for gather: as the store knows the sequence,
   const uint32_t* generations = nullptr;  // and its blocks
   RowCounts* counts = nullptr;            // of decode steps; null: nobody asks
+  bool long_rope = false;                 // ModelConfig::long_rope of all its tokens to come
 
   bool offloaded() const { return device != nullptr && !device->resident(); }
   bool resident() const { return device != nullptr && device->resident(); }
 
-  // Rows that one (layer, KV head) attends for the item's tokens together.
-  uint64_t rows_per_head() const {
-    if (!budget.dense()) return budget.At(position + 1);
-    const uint64_t n = ids.size();
-    return n * position + n * (n + 1) / 2;
-  }
+  // The first token that the item's first may attend in a layer of that window.
+  uint32_t First(uint32_t window) const { return FirstInWindow(position, window); }
 };
 
 // Of one layer over the decode steps of an epoch: worker.proto, LayerStats.

@@ -5,6 +5,7 @@
 #include <span>
 
 #include "kernels/rows.h"
+#include "kernels/window.h"
 
 namespace sparsekv {
 
@@ -12,13 +13,20 @@ namespace sparsekv {
 // token (causal, dense), or, where `selection` is given, the selected rows of each KV head. Query
 // head h reads KV head h / group. out = sum_i softmax_i(scale * q . k_i) v_i in float32.
 //
+// With a window a dense token's rows begin at FirstInWindow(position); a selection holds no others.
+//
 // A token's result depends only on its q and on the list of its rows: entries are taken in the
 // list's order, in tiles of 64 and splits of kAttendSplit entries counted from the list's start,
-// whose partial results merge in order. So dense equals a selection of all rows to the bit, and a
-// chunk of prefill equals the same tokens one by one. (A device may split otherwise, by the list's
-// length alone, and computes prompts in another way than decode steps: step.h.)
+// whose partial results merge in order. With a window the count begins at AttendStart instead of 0,
+// where the window's first row lies in the splits of a dense list. So dense equals a selection of
+// all rows to the bit, and a chunk of prefill equals the same tokens one by one. (A device may
+// split otherwise, by the list's length alone, and computes prompts in another way than decode
+// steps: step.h.)
 inline constexpr uint32_t kAttendTile = 64;
 inline constexpr uint32_t kAttendSplit = 1024;
+constexpr uint32_t AttendStart(uint32_t position, uint32_t window) {
+  return FirstInWindow(position, window) % kAttendSplit;
+}
 
 struct AttendArgs {
   struct Item {
@@ -35,6 +43,7 @@ struct AttendArgs {
   uint32_t group = 0;
   uint32_t head_dim = 0;  // 8 .. kMaxHeadDim, a multiple of 8
   float scale = 1.0f;
+  uint32_t window = 0;  // window.h
   size_t selection_stride = 0;
   std::span<const Item> items;
 };

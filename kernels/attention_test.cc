@@ -36,11 +36,11 @@ class AttentionTest : public BackendTest {
 
   // Dense items of the given spans, the tokens of the step back to back with one unused between.
   void CheckDense(Random& random, const Shape& shape, StepKind kind,
-                  const std::vector<StepSpan>& wanted) {
+                  const std::vector<StepSpan>& wanted, uint32_t window = 0) {
     SCOPED_TRACE(::testing::Message()
                  << wanted.size() << " items, the first of " << wanted[0].tokens << " tokens, "
                  << shape.kv_heads << " x " << shape.group << " heads of " << shape.head_dim << " "
-                 << Name(shape.dtype));
+                 << Name(shape.dtype) << ", window " << window);
     std::vector<StepSpan> spans = wanted;
     std::vector<uint32_t> lengths;
     uint32_t tokens = 0;
@@ -60,6 +60,7 @@ class AttentionTest : public BackendTest {
     Output<float> got(tokens * width);
     Output<float> expected(tokens * width);
     AttendArgs args = Args(shape, q, got);
+    args.window = window;
     args.items = items;
     InStep(backend(), kind, [&] { backend().Attend(args); });
     args.out = expected.data();
@@ -114,6 +115,25 @@ TEST_P(AttentionTest, DenseOverSeveralSplits) {
   CheckDense(random, {2, 1, 40, DType::kF16}, StepKind::kPrompt,
              {{.tokens = 70, .position = 1000}});  // lists that end on both sides of a split
   CheckDense(random, {1, 2, 8, DType::kF32}, StepKind::kPrompt, {{.tokens = 2, .position = 1023}});
+}
+
+// Windows of any length, below a tile to beyond every list, over prompts, batches and splits.
+TEST_P(AttentionTest, Windows) {
+  if (cuda()) GTEST_SKIP() << "no windows on this backend";
+  Random random(29);
+  for (int round = 0; round < (slow() ? 4 : 25); ++round) {
+    const uint32_t window = random.Pick(
+        {1u, random.Between(2, 63), 64u, 65u, random.Between(66, 400), random.Between(900, 1300)});
+    CheckDense(random, RandomShape(random), StepKind::kPrompt,
+               {{.tokens = random.Between(1, 130), .position = random.Between(0, 500)},
+                {.tokens = 1, .position = random.Between(0, 1500)},
+                {.tokens = random.Between(1, 30), .position = 0}},
+               window);
+  }
+  CheckDense(random, {1, 3, 16, DType::kBF16}, StepKind::kDecode, {{.tokens = 1, .position = 3000}},
+             2100);
+  CheckDense(random, {1, 2, 16, DType::kBF16}, StepKind::kPrompt,
+             {{.tokens = 90, .position = 2000}}, 1000);
 }
 
 TEST_P(AttentionTest, LargestGroupAndHeadDim) {

@@ -2,7 +2,10 @@
 
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
+#include "base/check.h"
+#include "kernels/half.h"
 #include "kernels/host_memory.h"
 
 // A device whose memory is the host's and that has finished each operation when the call returns.
@@ -44,6 +47,17 @@ void Backend::GateUp(const GateUpArgs& args) {
            .normed = args.normed,
            .outputs = both});
   SwiGlu({.gate = args.out, .up = args.spare, .tokens = args.tokens, .width = args.gate.rows});
+}
+
+void Backend::AddBias(const AddBiasArgs& args) {
+  CHECK(host_memory());
+  const size_t width = args.bias.cols;
+  std::vector<float> bias(width);
+  for (size_t i = 0; i < width; ++i) bias[i] = LoadValue(args.bias.data, i, args.bias.dtype);
+  for (size_t t = 0; t < args.tokens; ++t) {
+    float* x = args.x + t * width;
+    for (size_t i = 0; i < width; ++i) x[i] += bias[i];
+  }
 }
 
 void Backend::RotateAppend(const RotateAppendArgs& args) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/bias.h"
 #include "kernels/copy_ahead.h"
 #include "kernels/hot_rows.h"
 #include "kernels/labels.h"
@@ -99,6 +100,7 @@ class Backend {
   // Several of these in one; composed of them where a backend has no better way.
   virtual void Project(const ProjectArgs& args);
   virtual void GateUp(const GateUpArgs& args);
+  virtual void AddBias(const AddBiasArgs& args);  // where the device's memory is the host's
   virtual void RotateAppend(const RotateAppendArgs& args);
   // ScoreLabels, then Select of the same items; the scores may or may not be written.
   virtual void ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select);

@@ -121,11 +121,12 @@ TEST_P(InvarianceTest, TokenwiseOperations) {
 // One prompt in a pool, its queries, and its dense attention computed in one call.
 struct Prompt {
   Prompt(Backend& backend, Random& random, uint32_t kv_heads_in, uint32_t group_in,
-         uint32_t head_dim_in, DType dtype, uint32_t tokens_in)
+         uint32_t head_dim_in, DType dtype, uint32_t tokens_in, uint32_t window_in = 0)
       : kv_heads(kv_heads_in),
         group(group_in),
         head_dim(head_dim_in),
         tokens(tokens_in),
+        window(window_in),
         width(size_t{kv_heads} * group * head_dim),
         rows(random, kv_heads, head_dim, dtype, {tokens}),
         q(random.Normals(tokens * width, 2.0f)),
@@ -140,7 +141,8 @@ struct Prompt {
             .kv_heads = kv_heads,
             .group = group,
             .head_dim = head_dim,
-            .scale = 0.2f};
+            .scale = 0.2f,
+            .window = window};
   }
 
   // Tokens [first, first + count) as a step of their own.
@@ -161,6 +163,7 @@ struct Prompt {
   uint32_t group;
   uint32_t head_dim;
   uint32_t tokens;
+  uint32_t window;
   size_t width;
   Rows rows;
   Shared<float> q;
@@ -190,10 +193,11 @@ void CheckPrompt(Backend& backend, Backend& other, Random& random, Prompt& promp
       prompt.Attend(*on, StepKind::kDecode, t, 1, decoded.data());
       if (on->host_memory()) prompt.ExpectSame(decoded, t, "decoded");
       Output<float> selected(prompt.width);
+      const uint32_t begin = FirstInWindow(t, prompt.window);
       const std::vector<AttendArgs::Item> items = {{.span = {.tokens = 1, .position = t},
                                                     .rows = prompt.rows.Table(0),
-                                                    .selection = all.data(),
-                                                    .count = t + 1}};
+                                                    .selection = all.data() + begin,
+                                                    .count = t + 1 - begin}};
       AttendArgs args = prompt.Args(prompt.q.data() + t * prompt.width, selected.data());
       args.selection_stride = prompt.tokens;
       args.items = items;
@@ -213,6 +217,16 @@ TEST_P(InvarianceTest, AttentionInChunksAndOverFullSelections) {
   CheckPrompt(backend(), other(), random, grouped);
   Prompt wide(backend(), random, 1, 3, 136, DType::kBF16, std::min(most, 1100u));
   CheckPrompt(backend(), other(), random, wide);
+}
+
+TEST_P(InvarianceTest, AttentionInAWindow) {
+  if (cuda()) GTEST_SKIP() << "no windows on this backend";
+  Random random(68);
+  for (uint32_t window : {5u, 64u, 100u, 1030u, 1600u}) {
+    Prompt prompt(backend(), random, 2, random.Between(1, 4), 24, DType::kBF16, slow() ? 300 : 2100,
+                  window);
+    CheckPrompt(backend(), other(), random, prompt);
+  }
 }
 
 TEST_P(InvarianceTest, AttentionInABatch) {

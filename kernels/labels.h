@@ -56,7 +56,7 @@ enum class Pooling : uint8_t {
   kSoftmaxMass = 2,    // sum over h of softmax over t of s_h(t) / sqrt(head_dim)
 };
 
-// scores[kv_head][t] for the tokens 0 .. tokens-1 of each item, from one query token per item:
+// scores[kv_head][t] for the tokens first .. tokens-1 of each item, from one query token per item:
 // s_h(t) = sum_c q[h, channels[c]] * label[t, c] in float32, channels in order, each product
 // rounded before it is added (no fused multiply-add), then pooled over h in order. kMaxNormalised
 // divides the query's channels by their norm before the sum. So kMaxNormalised and kSum give the
@@ -66,7 +66,8 @@ struct ScoreLabelsArgs {
     uint32_t query = 0;   // the step's token whose q asks
     uint32_t tokens = 0;  // labels present, the query's own included
     LabelTable labels;
-    float* scores = nullptr;  // [kv_heads, score_stride], written for t < tokens
+    float* scores = nullptr;  // [kv_heads, score_stride], written for first <= t < tokens
+    uint32_t first = 0;       // < tokens; those before it are not there: FirstInWindow
   };
   const float* q = nullptr;  // [step tokens, kv_heads * group, head_dim], after RoPE
   uint32_t kv_heads = 0;

@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/test_cases.h"
+#include "kernels/window.h"
 
 namespace sparsekv::testing {
 namespace {
@@ -13,6 +14,7 @@ class LabelsTest : public BackendTest {
     uint32_t channels;
     std::vector<uint32_t> lengths;
     Pooling pooling;
+    uint32_t window = 0;
   };
 
   // Scores by both backends; `zero_head` blanks the first query head.
@@ -34,7 +36,8 @@ class LabelsTest : public BackendTest {
       labels.Fill(random, i, test.lengths[i]);
       items.push_back({.query = (i * 2) % (items_count * 2),
                        .tokens = test.lengths[i],
-                       .labels = labels.Table(i)});
+                       .labels = labels.Table(i),
+                       .first = FirstInWindow(test.lengths[i] - 1, test.window)});
     }
     ScoreLabelsArgs args{.q = q.data(),
                          .kv_heads = test.kv_heads,
@@ -60,7 +63,9 @@ class LabelsTest : public BackendTest {
     for (size_t row = 0; row < test.lengths.size() * test.kv_heads; ++row) {
       const size_t length = test.lengths[row / test.kv_heads];
       EXPECT_TRUE(got.Untouched(row * stride + length, stride - length));
-      for (size_t t = row * stride; t < row * stride + length; ++t) {
+      const uint32_t first = FirstInWindow(test.lengths[row / test.kv_heads] - 1, test.window);
+      EXPECT_TRUE(got.Untouched(row * stride, first));
+      for (size_t t = row * stride + first; t < row * stride + length; ++t) {
         if (test.pooling == Pooling::kSoftmaxMass) {
           const float allowed = Tolerance(1e-5f, 1e-4f) * expected[t] + 1e-12f;
           ASSERT_TRUE(std::fabs(got[t] - expected[t]) <= allowed) << got[t] << " " << expected[t];
@@ -83,6 +88,16 @@ TEST_P(LabelsTest, PooledScores) {
                       .lengths = {random.Between(1, 400), random.Between(1, 70), 64},
                       .pooling = pooling};
       Check(random, test, round == 0);
+    }
+  }
+}
+
+TEST_P(LabelsTest, Windows) {
+  if (cuda()) GTEST_SKIP() << "no windows on this backend";
+  Random random(34);
+  for (Pooling pooling : {Pooling::kMaxNormalised, Pooling::kSum, Pooling::kSoftmaxMass}) {
+    for (uint32_t window : {1u, 24u, 64u, 129u, 1500u}) {
+      Check(random, {2, 3, 5, {random.Between(1, 400), 64, 2000, 200}, pooling, window}, false);
     }
   }
 }

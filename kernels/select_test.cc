@@ -10,21 +10,23 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 class SelectTest : public BackendTest {
  protected:
-  std::vector<uint32_t> Select(Backend& backend, const Shared<float>& scores, uint32_t count) {
+  std::vector<uint32_t> Select(Backend& backend, const Shared<float>& scores, uint32_t count,
+                               uint32_t first = 0) {
     Output<uint32_t> selection(count);
     const std::vector<SelectArgs::Item> items = {{.scores = scores.data(),
                                                   .tokens = static_cast<uint32_t>(scores.size()),
                                                   .count = count,
-                                                  .selection = selection.data()}};
+                                                  .selection = selection.data(),
+                                                  .first = first}};
     backend.Select(
         {.kv_heads = 1, .score_stride = scores.size(), .selection_stride = count, .items = items});
     EXPECT_TRUE(selection.MarginsUntouched());
     return {selection.data(), selection.data() + count};
   }
 
-  void Check(const Shared<float>& scores, uint32_t count) {
-    EXPECT_EQ(Select(backend(), scores, count), Select(reference(), scores, count))
-        << scores.size() << " tokens, " << count << " selected";
+  void Check(const Shared<float>& scores, uint32_t count, uint32_t first = 0) {
+    EXPECT_EQ(Select(backend(), scores, count, first), Select(reference(), scores, count, first))
+        << scores.size() << " tokens from " << first << ", " << count << " selected";
   }
 };
 SPARSEKV_ON_EVERY_BACKEND(SelectTest);
@@ -35,6 +37,23 @@ TEST_P(SelectTest, RandomScores) {
     const uint32_t tokens = random.Between(1, round % 10 == 0 ? 20000 : 400);
     Check(random.Normals(tokens), random.Between(AlwaysSetSize(tokens), tokens));
   }
+}
+
+TEST_P(SelectTest, Windows) {
+  if (cuda()) GTEST_SKIP() << "no windows on this backend";
+  Random random(48);
+  for (int round = 0; round < 100; ++round) {
+    const uint32_t tokens = random.Between(1, round % 10 == 0 ? 30000 : 400);
+    const uint32_t first = random.Between(0, random.Pick({std::min(6u, tokens - 1), tokens - 1}));
+    const Shared<float> scores = random.Normals(tokens);
+    Check(scores, random.Between(AlwaysSetSize(tokens, first), tokens - first), first);
+  }
+  // What is outside of the window is no sink, and no score makes it selected.
+  Shared<float> scores(300, 9.0f);
+  const std::vector<uint32_t> got = Select(backend(), scores, AlwaysSetSize(300, 150) + 2, 150);
+  EXPECT_EQ(got[0], 150u);
+  EXPECT_EQ(got[1], 151u);
+  EXPECT_EQ(got[2], 300 - kRecentTokens - 1);
 }
 
 TEST_P(SelectTest, FewDistinctValues) {

@@ -5,10 +5,8 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
-#include <numbers>
 
 #include "absl/status/status.h"
-#include "base/check.h"
 #include "base/concat.h"
 #include "base/limits.h"
 #include "gpu_worker/checkpoint/json_file.h"
@@ -20,25 +18,12 @@ using nlohmann::json;
 
 constexpr size_t kMaxConfigBytes = 4 << 20;
 constexpr uint32_t kMaxHidden = 1 << 16;
-constexpr uint32_t kMaxIntermediate = 1 << 20;
 constexpr uint32_t kMaxHeads = 1 << 12;
 constexpr size_t kMaxEosIds = 64;
 
-void CheckArchitecture(JsonFields& fields) {
-  if (fields.Has("architectures")) {
-    const json& names = fields.Value("architectures");
-    if (names != json::array({"LlamaForCausalLM"})) {
-      fields.Refuse("architectures", "is not supported (supported: [\"LlamaForCausalLM\"])");
-    }
-  }
-  if (fields.String("model_type") != "llama") {
-    fields.Refuse("model_type", "is not supported (supported: llama)");
-  }
+void CheckFeatures(JsonFields& fields) {
   if (fields.StringOr("hidden_act", "silu") != "silu") {
     fields.Refuse("hidden_act", "is not supported (supported: silu)");
-  }
-  for (const char* bias : {"attention_bias", "mlp_bias"}) {
-    if (fields.BoolOr(bias, false)) fields.Refuse(bias, "is not supported (supported: false)");
   }
   if (fields.PositiveOr("partial_rotary_factor", 1.0) != 1.0) {
     fields.Refuse("partial_rotary_factor", "is not supported (supported: 1.0)");
@@ -48,16 +33,13 @@ void CheckArchitecture(JsonFields& fields) {
   }
 }
 
-void ReadSizes(JsonFields& fields, ModelConfig& config) {
-  config.vocab_size = fields.Unsigned("vocab_size", 1, kMaxVocab);
-  config.hidden_size = fields.Unsigned("hidden_size", 1, kMaxHidden);
-  config.intermediate_size = fields.Unsigned("intermediate_size", 1, kMaxIntermediate);
-  config.layers = fields.Unsigned("num_hidden_layers", 1, kMaxLayers);
+void ReadHeads(const json& object, const FamilyTraits& traits, JsonFields& fields,
+               ModelConfig& config) {
   config.heads = fields.Unsigned("num_attention_heads", 1, kMaxHeads);
+  if (!traits.kv_heads_default && !object.contains("num_key_value_heads")) {
+    fields.Refuse("num_key_value_heads", "is missing");
+  }
   config.kv_heads = fields.UnsignedOr("num_key_value_heads", config.heads, 1, kMaxHeads);
-  config.max_context = fields.UnsignedOr("max_position_embeddings", 2048, 1, kMaxContext);
-  config.rms_norm_eps = static_cast<float>(fields.PositiveOr("rms_norm_eps", 1e-6));
-  config.tie_embeddings = fields.BoolOr("tie_word_embeddings", false);
   if (config.heads % config.kv_heads != 0) {
     fields.Refuse("num_key_value_heads",
                   Concat("does not divide num_attention_heads ", config.heads));
@@ -65,8 +47,8 @@ void ReadSizes(JsonFields& fields, ModelConfig& config) {
     fields.Refuse("num_key_value_heads",
                   Concat("means more than ", kMaxGroup, " query heads for one KV head"));
   }
-  if (fields.Has("head_dim")) {
-    config.head_dim = fields.Unsigned("head_dim", 1, kMaxHidden);
+  if (fields.Has("head_dim") || traits.head_dim > 0) {
+    config.head_dim = fields.UnsignedOr("head_dim", traits.head_dim, 1, kMaxHidden);
   } else {
     config.head_dim = config.hidden_size / config.heads;
     if (config.hidden_size % config.heads != 0) {
@@ -81,42 +63,34 @@ void ReadSizes(JsonFields& fields, ModelConfig& config) {
   }
 }
 
-// The rope settings proper: the object rope_scaling, or rope_parameters of newer files.
-absl::Status ReadRopeObject(const json& object, const std::string& file, const std::string& name,
-                            ModelConfig& config) {
-  JsonFields fields(object, file, name + ".");
-  config.rope_theta = fields.PositiveOr("rope_theta", config.rope_theta);
-  if (fields.PositiveOr("partial_rotary_factor", 1.0) != 1.0) {
-    fields.Refuse("partial_rotary_factor", "is not supported (supported: 1.0)");
-  }
-  const char* key = fields.Has("rope_type") ? "rope_type" : "type";
-  const std::string type = fields.StringOr(key, "default");
-  if (type == "llama3") {
-    RopeScaling& scaling = config.rope_scaling;
-    scaling.kind = RopeScaling::Kind::kLlama3;
-    scaling.factor = fields.Positive("factor");
-    scaling.low_freq_factor = fields.Positive("low_freq_factor");
-    scaling.high_freq_factor = fields.Positive("high_freq_factor");
-    scaling.original_context = fields.Unsigned("original_max_position_embeddings", 1, kMaxContext);
-    if (scaling.high_freq_factor <= scaling.low_freq_factor) {
-      fields.Refuse("high_freq_factor", "is not larger than low_freq_factor");
-    }
-  } else if (type != "default") {
-    fields.Refuse(key, "is not supported (supported: default, llama3)");
-  }
-  return fields.status();
+void ReadSizes(const json& object, const FamilyTraits& traits, JsonFields& fields,
+               ModelConfig& config) {
+  config.family = traits.family;
+  config.vocab_size = fields.Unsigned("vocab_size", 1, kMaxVocab);
+  config.hidden_size = fields.Unsigned("hidden_size", 1, kMaxHidden);
+  config.intermediate_size = fields.Unsigned("intermediate_size", 1, kMaxIntermediate);
+  config.layers = fields.Unsigned("num_hidden_layers", 1, kMaxLayers);
+  config.max_context =
+      fields.UnsignedOr("max_position_embeddings", traits.max_context, 1, kMaxContext);
+  config.rms_norm_eps = static_cast<float>(fields.PositiveOr("rms_norm_eps", traits.rms_norm_eps));
+  config.tie_embeddings = fields.BoolOr("tie_word_embeddings", false);
+  ReadHeads(object, traits, fields, config);
 }
 
-absl::Status ReadRope(JsonFields& fields, ModelConfig& config) {
-  config.rope_theta = fields.PositiveOr("rope_theta", 10000.0);
-  for (const char* name : {"rope_scaling", "rope_parameters"}) {
-    if (!fields.Has(name)) continue;
-    if (!fields.Value(name).is_object()) {
-      fields.Refuse(name, "is not an object");
-      return fields.status();
-    }
-    absl::Status read = ReadRopeObject(fields.Value(name), fields.file(), name, config);
-    if (!read.ok()) return read;
+absl::Status ReadRope(const json& object, const FamilyTraits& traits, JsonFields& fields,
+                      ModelConfig& config) {
+  const bool phi3 = traits.family == Family::kPhi3;
+  const RopeConfig::Defaults defaults = {
+      .theta = traits.rope_theta, .original = phi3 ? 4096u : 0u, .su = phi3};
+  auto rope =
+      RopeConfig::Read(object, fields.file(), defaults, config.head_dim, config.max_context);
+  if (!rope.ok()) return rope.status();
+  config.rope_theta = rope->theta;
+  config.rope_scaling = rope->scaling;
+  // Vicuna and LongChat name the stretched context apart; YaRN's is in its settings.
+  const uint32_t stated = fields.UnsignedOr("max_sequence_length", 1, 1, kMaxContext);
+  if (rope->scaling.kind != RopeScaling::Kind::kNone) {
+    config.max_context = std::max({config.max_context, stated, rope->context});
   }
   return fields.status();
 }
@@ -160,39 +134,16 @@ absl::Status ReadGenerationConfig(const std::string& path, ModelConfig& config) 
   return fields.status();
 }
 
-// transformers' _compute_llama3_parameters: long wavelengths turn `factor` times slower, short ones
-// as before, the band between is blended. All in float32, as there, where a number over a tensor is
-// the tensor's reciprocal times the number.
-float Llama3Frequency(float frequency, const RopeScaling& scaling) {
-  const float factor = static_cast<float>(scaling.factor);
-  const double context = scaling.original_context;
-  const float low_wavelength = static_cast<float>(context / scaling.low_freq_factor);
-  const float high_wavelength = static_cast<float>(context / scaling.high_freq_factor);
-  const float wavelength = 1.0f / frequency * static_cast<float>(2 * std::numbers::pi);
-  if (wavelength < high_wavelength) return frequency;
-  if (wavelength > low_wavelength) return frequency / factor;
-  const float low = static_cast<float>(scaling.low_freq_factor);
-  const float band = static_cast<float>(scaling.high_freq_factor - scaling.low_freq_factor);
-  const float smooth = (1.0f / wavelength * static_cast<float>(context) - low) / band;
-  return (1.0f - smooth) * frequency / factor + smooth * frequency;
-}
-
 }  // namespace
 
-std::vector<float> ModelConfig::InverseFrequency() const {
-  CHECK_EQ(head_dim % 2, 0u);
-  std::vector<float> frequencies(head_dim / 2);
-  for (uint32_t i = 0; i < frequencies.size(); ++i) {
-    // A float32 power, rounded once: computed in double.
-    const float exponent = static_cast<float>(2 * i) / static_cast<float>(head_dim);
-    const float power =
-        static_cast<float>(std::pow(static_cast<float>(rope_theta), double{exponent}));
-    frequencies[i] = 1.0f / power;
-    if (rope_scaling.kind == RopeScaling::Kind::kLlama3) {
-      frequencies[i] = Llama3Frequency(frequencies[i], rope_scaling);
-    }
-  }
-  return frequencies;
+std::vector<float> ModelConfig::InverseFrequency(bool long_rope) const {
+  return RopeConfig{.theta = rope_theta, .scaling = rope_scaling}.InverseFrequency(head_dim,
+                                                                                   long_rope);
+}
+
+float ModelConfig::attention_scale() const {
+  const double factor = rope_scaling.attention_factor;
+  return static_cast<float>(factor * factor) / std::sqrt(static_cast<float>(head_dim));
 }
 
 absl::StatusOr<ModelConfig> ModelConfig::Load(const std::string& model_dir) {
@@ -205,12 +156,16 @@ absl::StatusOr<ModelConfig> ModelConfig::Load(const std::string& model_dir) {
   if (!object.ok()) return object.status();
   ModelConfig config;
   JsonFields fields(*object, path);
-  CheckArchitecture(fields);
+  const FamilyTraits& traits = ReadFamily(fields);
+  CheckFeatures(fields);
   if (!fields.status().ok()) return fields.status();
-  ReadSizes(fields, config);
+  ReadSizes(*object, traits, fields, config);
   ReadTypeAndBos(fields, config);
   ReadEos(fields, config);
-  if (absl::Status rope = ReadRope(fields, config); !rope.ok()) return rope;
+  if (!fields.status().ok()) return fields.status();
+  if (absl::Status rope = ReadRope(*object, traits, fields, config); !rope.ok()) return rope;
+  ReadStructure(*object, fields, config);
+  if (!fields.status().ok()) return fields.status();
   absl::Status generation = ReadGenerationConfig(model_dir + "/generation_config.json", config);
   if (!generation.ok()) return generation;
   return config;

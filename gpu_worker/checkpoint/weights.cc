@@ -23,33 +23,14 @@ constexpr size_t kMaxIndexBytes = 64 << 20;
 constexpr size_t kMaxShards = 4096;
 constexpr size_t kSampleBytes = 4096;  // of a tensor, at each end, in the fingerprint
 
-// A tensor that the model needs, and where its view goes.
-struct Wanted {
-  std::string name;
-  uint32_t rows;  // 0: a vector of `cols`
-  uint32_t cols;
-  WeightView* view;
-};
+using Wanted = WantedTensor;
 
 // Every tensor in one fixed order, which the fingerprint follows.
 std::vector<Wanted> WantedTensors(const ModelConfig& c, Weights& weights) {
   std::vector<Wanted> wanted;
   wanted.push_back({"model.embed_tokens.weight", c.vocab_size, c.hidden_size, &weights.embed});
   for (uint32_t i = 0; i < c.layers; ++i) {
-    LayerWeights& layer = weights.layers[i];
-    const std::string prefix = Concat("model.layers.", i, ".");
-    const auto want = [&](const char* name, uint32_t rows, uint32_t cols, WeightView* view) {
-      wanted.push_back({Concat(prefix, name, ".weight"), rows, cols, view});
-    };
-    want("input_layernorm", 0, c.hidden_size, &layer.attention_norm);
-    want("self_attn.q_proj", c.heads * c.head_dim, c.hidden_size, &layer.wq);
-    want("self_attn.k_proj", c.kv_heads * c.head_dim, c.hidden_size, &layer.wk);
-    want("self_attn.v_proj", c.kv_heads * c.head_dim, c.hidden_size, &layer.wv);
-    want("self_attn.o_proj", c.hidden_size, c.heads * c.head_dim, &layer.wo);
-    want("post_attention_layernorm", 0, c.hidden_size, &layer.mlp_norm);
-    want("mlp.gate_proj", c.intermediate_size, c.hidden_size, &layer.gate);
-    want("mlp.up_proj", c.intermediate_size, c.hidden_size, &layer.up);
-    want("mlp.down_proj", c.hidden_size, c.intermediate_size, &layer.down);
+    WantLayer(c, i, weights.layers[i], wanted);
   }
   wanted.push_back({"model.norm.weight", 0, c.hidden_size, &weights.norm});
   if (!c.tie_embeddings) {
@@ -205,6 +186,31 @@ class Hasher {
   XXH3_state_t* const state_;
 };
 
+// What families have beside Llama's numbers; nothing for a model that has none of it.
+void HashStructure(const ModelConfig& c, Hasher& hasher) {
+  const RopeScaling& rope = c.rope_scaling;
+  if (rope.kind > RopeScaling::Kind::kLlama3) {
+    hasher.Text("rope");
+    for (double number :
+         {rope.beta_fast, rope.beta_slow, rope.truncate ? 1.0 : 0.0, rope.attention_factor}) {
+      hasher.Number(number);
+    }
+    for (double divisor : rope.short_factor) hasher.Number(divisor);
+    for (double divisor : rope.long_factor) hasher.Number(divisor);
+  }
+  if (!c.windows.empty()) {
+    hasher.Text("windows");
+    for (uint32_t window : c.windows) hasher.Number(uint64_t{window});
+  }
+  if (c.experts.count > 0) {
+    hasher.Text("experts");
+    for (uint32_t size : {c.experts.count, c.experts.per_token, c.experts.intermediate_size,
+                          uint32_t{c.experts.normalise}}) {
+      hasher.Number(uint64_t{size});
+    }
+  }
+}
+
 // Only what the forward pass computes with: a longer max_context or another EOS id leaves rows,
 // labels and channel configs valid.
 uint64_t Fingerprint(const ModelConfig& c, const std::vector<Wanted>& wanted) {
@@ -219,6 +225,7 @@ uint64_t Fingerprint(const ModelConfig& c, const std::vector<Wanted>& wanted) {
                         c.rope_scaling.low_freq_factor, c.rope_scaling.high_freq_factor}) {
     hasher.Number(number);
   }
+  HashStructure(c, hasher);
   for (const Wanted& tensor : wanted) {
     const WeightView& view = *tensor.view;
     hasher.Text(tensor.name);
@@ -256,6 +263,7 @@ absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(const std::string& model_
     absl::Status bound = Bind(*tensors->holder.at(tensor.name), tensor);
     if (!bound.ok()) return bound;
   }
+  for (LayerWeights& layer : weights->layers) SplitFused(config, layer);
   WarnOfUnused(model_dir, wanted, *tensors, config.tie_embeddings);
   if (config.tie_embeddings) weights->lm_head = weights->embed;
   weights->row_dtype_ = weights->layers[0].wk.dtype;

@@ -6,23 +6,12 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "gpu_worker/checkpoint/layer_weights.h"
 #include "gpu_worker/checkpoint/model_config.h"
 #include "gpu_worker/checkpoint/safetensors.h"
 #include "kernels/matrix.h"
 
 namespace sparsekv {
-
-struct LayerWeights {
-  WeightView attention_norm;  // [1, hidden]
-  WeightView wq;              // [heads * head_dim, hidden]
-  WeightView wk;              // [kv_heads * head_dim, hidden]
-  WeightView wv;              // [kv_heads * head_dim, hidden]
-  WeightView wo;              // [hidden, heads * head_dim]
-  WeightView mlp_norm;        // [1, hidden]
-  WeightView gate;            // [intermediate, hidden]
-  WeightView up;              // [intermediate, hidden]
-  WeightView down;            // [hidden, intermediate]
-};
 
 // The weights of a checkpoint directory: model.safetensors, or the shards that
 // model.safetensors.index.json names. They stay where they lie in the mapped files, each tensor in

@@ -227,10 +227,11 @@ HWY_INLINE void Multiply(const Product& p, size_t rows, size_t width) {
   if (row < rows) MultiplyRows<1>(p, row, width);
 }
 
-// Turns one row of dot products into weights exp(scale * dot - new maximum), zero from `count` on,
-// and updates the running maximum and sum. Returns the factor by which the row's older sums shrink.
-HWY_INLINE float SoftmaxStep(float* HWY_RESTRICT row, size_t count, float scale, float* maximum,
-                             float* sum) {
+// Turns one row of dot products into weights exp(scale * dot - new maximum), zero outside of
+// [from, to), and updates the running maximum and sum. Returns the factor by which the row's older
+// sums shrink.
+HWY_INLINE float SoftmaxStep(float* HWY_RESTRICT row, size_t from, size_t to, float scale,
+                             float* maximum, float* sum) {
   const DF d;
   constexpr size_t kVectors = kAttendTile / kLanes;
   const VF scales = hn::Set(d, scale);
@@ -239,9 +240,13 @@ HWY_INLINE float SoftmaxStep(float* HWY_RESTRICT row, size_t count, float scale,
 #pragma GCC unroll 16
   for (size_t i = 0; i < kVectors; ++i) {
     scores[i] = hn::Mul(hn::LoadU(d, row + i * kLanes), scales);
-    if ((i + 1) * kLanes > count) {
-      const auto valid = hn::FirstN(d, count > i * kLanes ? count - i * kLanes : 0);
+    if ((i + 1) * kLanes > to) {
+      const auto valid = hn::FirstN(d, to > i * kLanes ? to - i * kLanes : 0);
       scores[i] = hn::IfThenElse(valid, scores[i], hn::Set(d, -HUGE_VALF));
+    }
+    if (from > i * kLanes) {
+      const auto outside = hn::FirstN(d, HWY_MIN(from - i * kLanes, kLanes));
+      scores[i] = hn::IfThenElse(outside, hn::Set(d, -HUGE_VALF), scores[i]);
     }
     highest = hn::Max(highest, scores[i]);
   }

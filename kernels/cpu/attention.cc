@@ -56,44 +56,54 @@ void LoadQueries(const AttendBlock& block, float* q) {
   }
 }
 
-// Where the rows of a tile lie: entries [begin, end) of the lists, at most kAttendTile.
+// Where the rows of a tile lie: the entries from `begin` on that some list of the block has.
 struct TileRows {
   const std::byte* rows[kAttendTile];
 
-  void Find(const AttendBlock& block, uint32_t begin, uint32_t end) {
-    end = HWY_MIN(end, begin + kAttendTile);
-    block.ForRows(begin, end, [&](uint32_t i, const std::byte* row) { rows[i - begin] = row; });
-    for (uint32_t i = begin < end ? end - begin : 0; i < kAttendTile; ++i) rows[i] = kZeroRow;
+  void Find(const AttendBlock& block, uint32_t begin) {
+    for (const std::byte*& row : rows) row = kZeroRow;
+    block.ForRows(HWY_MAX(begin, block.Begin(0)), HWY_MIN(begin + kAttendTile, block.end()),
+                  [&](uint32_t i, const std::byte* row) { rows[i - begin] = row; });
   }
 };
 
 // A block's rows that are so few that they are multiplied with K and V as they lie.
 bool IsFew(const AttendBlock& block) { return block.rows() <= kFewRows; }
 
-// Adds the tile's first `count` entries to rows [first, first + rows).
+// Entries of a tile: [from, to).
+struct TileRange {
+  size_t from = 0, to = 0;
+  bool operator==(const TileRange&) const = default;
+};
+
+// Adds the tile's entries in the range to the rows of tokens [token, token + tokens).
 void AddWeighted(const AttendBlock& block, const Workspace& work, const AttendPartial& part,
-                 size_t first, size_t rows, size_t count, const TileRows& tile, TileFetch& fetch) {
+                 uint32_t token, uint32_t tokens, TileRange range, const TileRows& tile,
+                 TileFetch& fetch) {
   const size_t padded = PaddedDim(*block.args);
+  const size_t first = size_t{token} * block.args->group;
+  const size_t rows = size_t{tokens} * block.args->group;
   for (size_t r = first; r < first + rows; ++r) {
-    work.factors[r] = SoftmaxStep(work.scores + r * kAttendTile, count, block.args->scale,
-                                  part.maximum + r, part.total + r);
+    work.factors[r] = SoftmaxStep(work.scores + r * kAttendTile, range.from, range.to,
+                                  block.args->scale, part.maximum + r, part.total + r);
   }
+  const float* weights = work.scores + first * kAttendTile + range.from;
   if (IsFew(block)) {
-    AddValuesFew({.tile = tile.rows,
-                  .count = count,
+    AddValuesFew({.tile = tile.rows + range.from,
+                  .count = range.to - range.from,
                   .head_dim = block.args->head_dim,
-                  .weights = work.scores + first * kAttendTile,
+                  .weights = weights,
                   .factors = work.factors + first,
                   .sums = part.sums + first * padded,
                   .padded = padded},
                  rows, block.item->rows.layout->dtype, fetch);
     return;
   }
-  const Product product{.a = work.scores + first * kAttendTile,
+  const Product product{.a = weights,
                         .a_stride = kAttendTile,
-                        .b = work.values,
+                        .b = work.values + range.from * padded,
                         .b_stride = padded,
-                        .depth = count,
+                        .depth = range.to - range.from,
                         .c = part.sums + first * padded,
                         .c_stride = padded,
                         .factors = work.factors + first};
@@ -106,15 +116,17 @@ void AddTile(const AttendBlock& block, const Workspace& work, const AttendPartia
   const AttendArgs& args = *block.args;
   const DType dtype = block.item->rows.layout->dtype;
   TileFetch fetch(next.rows, block.item->rows.layout->row_bytes());
-  // Dot products of every row that sees the tile. Those with entries beyond a row's list are
+  // Dot products of every row that sees the tile. Those with entries outside of a row's list are
   // dropped by the softmax step.
   uint32_t token = block.FirstTokenWith(begin);
+  const uint32_t tokens = block.TokensBefore(begin + count);
+  const size_t rows = size_t{tokens - token} * args.group;
   const size_t first = size_t{token} * args.group;
   const float* q = work.q + first * args.head_dim;
   float* scores = work.scores + first * kAttendTile;
   if (IsFew(block)) {
-    DotFew(tile.rows, q, block.rows() - first, args.head_dim, dtype, fetch,
-           reinterpret_cast<uint32_t*>(work.keys), scores);
+    DotFew(tile.rows, q, rows, args.head_dim, dtype, fetch, reinterpret_cast<uint32_t*>(work.keys),
+           scores);
   } else {
     TransposeKeys(tile.rows, args.head_dim, dtype, fetch, work.keys);
     WidenValues(tile.rows, count, args.head_dim, dtype, PaddedDim(args), fetch, work.values);
@@ -125,16 +137,19 @@ void AddTile(const AttendBlock& block, const Workspace& work, const AttendPartia
               .depth = args.head_dim,
               .c = scores,
               .c_stride = kAttendTile},
-             block.rows() - first, kAttendTile);
+             rows, kAttendTile);
   }
-  // Tokens whose lists end inside the tile, one by one; then those that see all of it.
-  for (; token < block.tokens && block.Entries(token) < begin + count; ++token) {
-    AddWeighted(block, work, part, size_t{token} * args.group, args.group,
-                block.Entries(token) - begin, tile, fetch);
-  }
-  if (token < block.tokens) {
-    AddWeighted(block, work, part, size_t{token} * args.group,
-                size_t{block.tokens - token} * args.group, count, tile, fetch);
+  // Tokens that see all of the tile together, those whose lists begin or end inside it one by one.
+  const TileRange all{0, count};
+  const auto range_of = [&](uint32_t t) -> TileRange {
+    return {HWY_MAX(block.Begin(t), begin) - begin, HWY_MIN(block.End(t) - begin, count)};
+  };
+  while (token < tokens) {
+    const TileRange range = range_of(token);
+    uint32_t end = token + 1;
+    while (range == all && end < tokens && range_of(end) == all) ++end;
+    AddWeighted(block, work, part, token, end - token, range, tile, fetch);
+    token = end;
   }
 }
 
@@ -146,24 +161,33 @@ void AddSplit(const AttendBlock& block, const Workspace& work, const AttendParti
     part.total[r] = 0;
   }
   memset(part.sums, 0, rows * PaddedDim(*block.args) * sizeof(float));
-  const uint32_t end = HWY_MIN(block.longest(), (split + 1) * kAttendSplit);
+  const uint32_t end = HWY_MIN(block.end(), (split + 1) * kAttendSplit);
   TileRows tiles[2];
-  uint32_t begin = split * kAttendSplit;
-  tiles[0].Find(block, begin, block.longest());
+  uint32_t begin = HWY_MAX(split * kAttendSplit, block.Begin(0) / kAttendTile * kAttendTile);
+  tiles[0].Find(block, begin);
   for (uint32_t i = 0; begin < end; ++i, begin += kAttendTile) {
     TileRows& next = tiles[(i + 1) % 2];
-    next.Find(block, begin + kAttendTile, block.longest());  // the next split's at the end
+    next.Find(block, begin + kAttendTile);  // the next split's at the end
     AddTile(block, work, part, begin, HWY_MIN(kAttendTile, end - begin), tiles[i % 2], next);
   }
 }
 
-// total = total and the split's part, for the rows whose lists reach into the split.
+// total = total and the split's part, for the rows whose lists reach into the split; the part alone
+// where they begin there.
 void MergeSplit(const AttendBlock& block, const AttendPartial& total, const AttendPartial& part,
                 uint32_t split) {
   const DF d;
   const size_t padded = PaddedDim(*block.args);
+  const size_t group = block.args->group;
   const uint32_t token = block.FirstTokenWith(split * kAttendSplit);
-  for (size_t r = size_t{token} * block.args->group; r < block.rows(); ++r) {
+  const uint32_t tokens = block.TokensBefore((split + 1) * kAttendSplit);
+  for (size_t r = token * group; r < tokens * group; ++r) {
+    if (block.Begin(static_cast<uint32_t>(r / group)) / kAttendSplit == split) {
+      total.maximum[r] = part.maximum[r];
+      total.total[r] = part.total[r];
+      memcpy(total.sums + r * padded, part.sums + r * padded, padded * sizeof(float));
+      continue;
+    }
     const float highest = HWY_MAX(total.maximum[r], part.maximum[r]);
     const float keep = Exp(total.maximum[r] - highest);
     const float add = Exp(part.maximum[r] - highest);
@@ -195,15 +219,16 @@ void AttendWhole(const AttendBlock& block, Scratch& scratch, unsigned thread) {
   const Workspace work(*block.args, rows,
                        scratch.Get(thread, Workspace::Floats(*block.args, rows)));
   LoadQueries(block, work.q);
-  AddSplit(block, work, work.total, 0);
-  for (uint32_t split = 1; split < block.splits(); ++split) {
-    AddSplit(block, work, work.part, split);
-    MergeSplit(block, work.total, work.part, split);
+  const uint32_t first = block.first_split();
+  AddSplit(block, work, work.total, first);
+  for (uint32_t i = 1; i < block.splits(); ++i) {
+    AddSplit(block, work, work.part, first + i);
+    MergeSplit(block, work.total, work.part, first + i);
   }
   WriteOut(block, work.total);
 }
 
-// `partials` holds the block's splits one after the other.
+// `partials` holds the block's splits one after the other, the first that it has at 0.
 AttendPartial PartialOf(const AttendBlock& block, float* partials, uint32_t split) {
   const size_t padded = PaddedDim(*block.args);
   const size_t floats = AttendPartial::Floats(block.rows(), padded);
@@ -216,13 +241,13 @@ void AttendSplit(const AttendBlock& block, uint32_t split, float* partials, Scra
   const Workspace work(*block.args, rows,
                        scratch.Get(thread, Workspace::Floats(*block.args, rows)));
   LoadQueries(block, work.q);
-  AddSplit(block, work, PartialOf(block, partials, split), split);
+  AddSplit(block, work, PartialOf(block, partials, split), block.first_split() + split);
 }
 
 void MergeSplits(const AttendBlock& block, float* partials) {
   const AttendPartial total = PartialOf(block, partials, 0);
   for (uint32_t split = 1; split < block.splits(); ++split) {
-    MergeSplit(block, total, PartialOf(block, partials, split), split);
+    MergeSplit(block, total, PartialOf(block, partials, split), block.first_split() + split);
   }
   WriteOut(block, total);
 }

@@ -20,18 +20,32 @@ struct AttendBlock {
 
   uint32_t rows() const { return tokens * args->group; }
 
-  // How many entries the list of the block's token t has. Lists grow with t (causal).
-  uint32_t Entries(uint32_t t) const {
-    if (item->selection != nullptr) return item->count;
-    return item->span.position + first_token + t + 1;
-  }
-  uint32_t longest() const { return Entries(tokens - 1); }
-  uint32_t splits() const { return (longest() + kAttendSplit - 1) / kAttendSplit; }
+  uint32_t Position(uint32_t t) const { return item->span.position + first_token + t; }
 
-  // The first of the block's tokens whose list has an entry `entry`. REQUIRES: entry < longest().
+  // The list of the block's token t has the entries [Begin(t), End(t)): positions, or places in a
+  // selection from AttendStart on. Both grow with t (causal, a window).
+  uint32_t Begin(uint32_t t) const {
+    if (item->selection != nullptr) return AttendStart(Position(t), args->window);
+    return FirstInWindow(Position(t), args->window);
+  }
+  uint32_t End(uint32_t t) const {
+    return item->selection != nullptr ? Begin(t) + item->count : Position(t) + 1;
+  }
+  uint32_t end() const { return End(tokens - 1); }
+  uint32_t first_split() const { return Begin(0) / kAttendSplit; }
+  uint32_t splits() const { return (end() + kAttendSplit - 1) / kAttendSplit - first_split(); }
+
+  // The first of the block's tokens whose list ends behind the entry. REQUIRES: entry < end().
   uint32_t FirstTokenWith(uint32_t entry) const {
-    const uint32_t shortest = Entries(0);
+    const uint32_t shortest = End(0);
     return entry < shortest ? 0 : entry + 1 - shortest;
+  }
+  // How many of the block's tokens have lists that begin before the entry: the first ones.
+  uint32_t TokensBefore(uint32_t entry) const {
+    if (item->selection != nullptr || args->window == 0) return tokens;
+    const uint64_t end = uint64_t{entry} + args->window - 1;  // positions before it
+    if (end <= Position(0)) return 0;
+    return end - Position(0) < tokens ? static_cast<uint32_t>(end - Position(0)) : tokens;
   }
 
   // The row of the list's entry `i` for i in [begin, end).
@@ -43,8 +57,9 @@ struct AttendBlock {
     const size_t row_bytes = layout.row_bytes();
     const uint32_t* list =
         item->selection == nullptr ? nullptr : item->selection + kv_head * args->selection_stride;
+    const uint32_t start = Begin(0);  // of the selection's only token
     for (uint32_t i = begin; i < end; ++i) {
-      const uint32_t token = list == nullptr ? i : list[i];
+      const uint32_t token = list == nullptr ? i : list[i - start];
       function(i, base + item->rows.blocks[token / kBlockTokens] * block_stride +
                       token % kBlockTokens * row_bytes);
     }

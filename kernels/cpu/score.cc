@@ -143,17 +143,17 @@ void ScorePage(const std::byte* labels, size_t channels, size_t group, const flo
 template <Pooling kPooling>
 void ScoreChunkPooled(const ScoreJob& job, uint32_t chunk) {
   const ScoreLabelsArgs& args = *job.args;
-  const uint32_t end = HWY_MIN(job.pages(), (chunk + 1) * kTaskPages);
-  for (uint32_t page = chunk * kTaskPages; page < end; ++page) {
-    const uint32_t valid = job.Valid(page);
+  for (uint32_t page = job.ChunkBegin(chunk); page < job.ChunkEnd(chunk); ++page) {
+    const uint32_t skipped = job.Skipped(page), valid = job.Valid(page);
+    const bool whole = skipped == 0 && valid == kBlockTokens;
     for (uint32_t kv_head = 0; kv_head < args.kv_heads; ++kv_head) {
       FetchAhead(job, page, kv_head);
       float* scores = job.item->scores + kv_head * args.score_stride + page * kBlockTokens;
-      HWY_ALIGN float last_page[kBlockTokens];  // labels beyond the last token are undefined
+      HWY_ALIGN float part[kBlockTokens];  // labels beyond the last token are undefined
       ScorePage<kPooling>(job.item->labels.Head(kv_head, page), job.channels(), args.group,
                           job.Query(kv_head), job.normaliser + size_t{2} * kv_head * args.group,
-                          valid == kBlockTokens ? scores : last_page);
-      if (valid < kBlockTokens) memcpy(scores, last_page, valid * sizeof(float));
+                          whole ? scores : part);
+      if (!whole) memcpy(scores + skipped, part + skipped, (valid - skipped) * sizeof(float));
     }
   }
 }
@@ -179,17 +179,19 @@ struct Normaliser {
     total = hn::Zero(DF());
   }
 
-  // `first`: the strip's first token in its page, of which `valid` exist.
-  HWY_INLINE void Add(Strip scores, size_t first, uint32_t valid) {
+  // `first`: the strip's first token in its page, of which [skipped, valid) count.
+  HWY_INLINE void Add(Strip scores, size_t first, uint32_t skipped, uint32_t valid) {
     const DF d;
     const VF lowest = hn::Set(d, -HUGE_VALF);
-    if (first + kStripTokens > valid) {
+    if (first < skipped || first + kStripTokens > valid) {
+      const VF begin = hn::Set(d, static_cast<float>(skipped));
       const VF end = hn::Set(d, static_cast<float>(valid));
       const VF two_lanes = hn::Add(hn::Iota(d, 0), hn::Iota(d, 0));
       for (size_t i = 0; i < kStrip; ++i) {
         const size_t token = first + i / 2 * 2 * kLanes + i % 2;
         const VF tokens = hn::Add(two_lanes, hn::Set(d, static_cast<float>(token)));
-        scores.v[i] = hn::IfThenElse(hn::Lt(tokens, end), scores.v[i], lowest);
+        const auto counts = hn::And(hn::Ge(tokens, begin), hn::Lt(tokens, end));
+        scores.v[i] = hn::IfThenElse(counts, scores.v[i], lowest);
       }
     }
     VF higher = highest;
@@ -214,19 +216,20 @@ struct Normaliser {
 void NormaliseChunk(const ScoreJob& job, uint32_t chunk) {
   const size_t group = job.args->group;
   const size_t channels = job.channels();
-  const uint32_t end = HWY_MIN(job.pages(), (chunk + 1) * kTaskPages);
   for (uint32_t kv_head = 0; kv_head < job.args->kv_heads; ++kv_head) {
     float* partials = job.partials + (chunk * job.heads() + kv_head * group) * 2;
     ByHeads(group, [&]<size_t kHeads>(size_t g) {
       Normaliser heads[kHeads];
       for (Normaliser& head : heads) head.Start();
-      for (uint32_t page = chunk * kTaskPages; page < end; ++page) {
+      for (uint32_t page = job.ChunkBegin(chunk); page < job.ChunkEnd(chunk); ++page) {
         if (g == 0) FetchAhead(job, page, kv_head);
         const std::byte* labels = job.item->labels.Head(kv_head, page);
         for (size_t t = 0; t < kBlockTokens; t += kStripTokens) {
           Strip shares[kHeads];
           HeadScores<kHeads>(labels + t * 2, channels, job.Query(kv_head) + g * channels, shares);
-          for (size_t h = 0; h < kHeads; ++h) heads[h].Add(shares[h], t, job.Valid(page));
+          for (size_t h = 0; h < kHeads; ++h) {
+            heads[h].Add(shares[h], t, job.Skipped(page), job.Valid(page));
+          }
         }
       }
       for (size_t h = 0; h < kHeads; ++h) heads[h].Finish(partials + (g + h) * 2);

@@ -19,13 +19,23 @@ struct ScoreJob {
   float* normaliser = nullptr;  // kSoftmaxMass: [kv_heads, group, 2] = maximum, 1 / sum of all
 
   uint32_t channels() const { return item->labels.layout->channels; }
+  // Pages [first_page, pages) hold what the query may see.
+  uint32_t first_page() const { return item->first / kBlockTokens; }
   uint32_t pages() const { return (item->tokens + kBlockTokens - 1) / kBlockTokens; }
-  uint32_t chunks() const { return (pages() + kTaskPages - 1) / kTaskPages; }
+  uint32_t chunks() const { return (pages() - first_page() + kTaskPages - 1) / kTaskPages; }
+  uint32_t ChunkBegin(uint32_t chunk) const { return first_page() + chunk * kTaskPages; }
+  uint32_t ChunkEnd(uint32_t chunk) const {
+    const uint32_t end = ChunkBegin(chunk + 1);
+    return end < pages() ? end : pages();
+  }
   size_t heads() const { return size_t{args->kv_heads} * args->group; }
   const float* Query(uint32_t kv_head) const {
     return query + size_t{kv_head} * args->group * channels();
   }
-  // How many tokens of the page exist.
+  // The tokens of the page that the query may see: [Skipped, Valid) of it.
+  uint32_t Skipped(uint32_t page) const {
+    return page == first_page() ? item->first % kBlockTokens : 0;
+  }
   uint32_t Valid(uint32_t page) const {
     const uint32_t left = item->tokens - page * kBlockTokens;
     return left < kBlockTokens ? left : kBlockTokens;

@@ -231,22 +231,19 @@ uint32_t* SelectHighest(const float* scores, size_t count, uint32_t first, uint3
   return WriteSelected(kept_scores, found, kept, 0, threshold, to);
 }
 
-void SelectHead(const float* scores, uint32_t tokens, uint32_t count, uint32_t* selection,
-                uint32_t* scratch) {
-  if (count == tokens) {
-    for (uint32_t i = 0; i < count; ++i) selection[i] = i;
+void SelectHead(const float* scores, uint32_t tokens, uint32_t first, uint32_t count,
+                uint32_t* selection, uint32_t* scratch) {
+  if (count == tokens - first) {
+    for (uint32_t i = 0; i < count; ++i) selection[i] = first + i;
     return;
   }
-  // count < tokens, so the always-set has its full size and the tokens between its two parts
-  // compete.
+  // Not all, so the always-set has its full size and the tokens between its two parts compete.
   const uint32_t recent = tokens - kRecentTokens - 1;
-  const uint32_t want = count - AlwaysSetSize(tokens);
-  for (uint32_t i = 0; i < kSinkTokens; ++i) selection[i] = i;
-  uint32_t* to = selection + kSinkTokens;
+  const uint32_t want = count - AlwaysSetSize(tokens, first);
+  uint32_t* to = selection;
+  for (; first < kSinkTokens; ++first) *to++ = first;
   static_assert(kRecentTokens >= kLanes, "WriteSelected overwrites only what is written below");
-  if (want > 0) {
-    to = SelectHighest(scores + kSinkTokens, recent - kSinkTokens, kSinkTokens, want, scratch, to);
-  }
+  if (want > 0) to = SelectHighest(scores + first, recent - first, first, want, scratch, to);
   for (uint32_t i = recent; i < tokens; ++i) *to++ = i;
 }
 
@@ -262,8 +259,8 @@ HWY_EXPORT(SelectScratch);
 
 void Select(const SelectArgs& args, Context& context) {
   for (const SelectArgs::Item& item : args.items) {
-    CHECK_LE(AlwaysSetSize(item.tokens), item.count);
-    CHECK_LE(item.count, item.tokens);
+    CHECK_LE(AlwaysSetSize(item.tokens, item.first), item.count);
+    CHECK_LE(item.count, item.tokens - item.first);
   }
   const auto select = HWY_DYNAMIC_DISPATCH(SelectHead);
   const auto scratch_size = HWY_DYNAMIC_DISPATCH(SelectScratch);
@@ -271,8 +268,8 @@ void Select(const SelectArgs& args, Context& context) {
   context.pool.Run(tasks, [&](uint32_t task, unsigned thread) {
     const SelectArgs::Item& item = args.items[task / args.kv_heads];
     const uint32_t h = task % args.kv_heads;
-    float* scratch = context.scratch.Get(thread, scratch_size(item.tokens));
-    select(item.scores + h * args.score_stride, item.tokens, item.count,
+    float* scratch = context.scratch.Get(thread, scratch_size(item.tokens - item.first));
+    select(item.scores + h * args.score_stride, item.tokens, item.first, item.count,
            item.selection + h * args.selection_stride, reinterpret_cast<uint32_t*>(scratch));
   });
 }

@@ -47,7 +47,10 @@ void Attend(const AttendArgs& args) {
           const uint32_t* first = item.selection + kv_head * args.selection_stride;
           tokens.assign(first, first + item.count);
         } else {
-          for (uint32_t i = 0; i <= item.span.position + t; ++i) tokens.push_back(i);
+          const uint32_t position = item.span.position + t;
+          for (uint32_t i = FirstInWindow(position, args.window); i <= position; ++i) {
+            tokens.push_back(i);
+          }
         }
         const size_t at = (size_t{item.span.first + t} * heads + h) * args.head_dim;
         AttendHead(args, item.rows, kv_head, tokens, args.q + at, args.out + at);

@@ -12,17 +12,17 @@ namespace sparsekv::reference {
 namespace {
 
 // s_h(t) of one query head for every token. `query` holds the head's values on the label channels.
-std::vector<float> HeadScores(const LabelTable& labels, uint32_t kv_head, uint32_t tokens,
+std::vector<float> HeadScores(const ScoreLabelsArgs::Item& item, uint32_t kv_head,
                               const std::vector<float>& query) {
-  std::vector<float> scores(tokens);
-  for (uint32_t t = 0; t < tokens; ++t) {
-    const std::byte* page = labels.Head(kv_head, t / kBlockTokens);
+  std::vector<float> scores;  // from item.first on
+  for (uint32_t t = item.first; t < item.tokens; ++t) {
+    const std::byte* page = item.labels.Head(kv_head, t / kBlockTokens);
     float sum = 0;
     for (size_t c = 0; c < query.size(); ++c) {
       const float label = LoadValue(page, c * kBlockTokens + t % kBlockTokens, DType::kBF16);
       sum = sum + query[c] * label;
     }
-    scores[t] = sum;
+    scores.push_back(sum);
   }
   return scores;
 }
@@ -63,15 +63,16 @@ void ScoreLabels(const ScoreLabelsArgs& args) {
           query.push_back(args.q[head * args.head_dim + args.channels[kv_head * channels + c]]);
         }
         if (args.pooling == Pooling::kMaxNormalised) Normalise(query);
-        std::vector<float> scores = HeadScores(item.labels, kv_head, item.tokens, query);
+        std::vector<float> scores = HeadScores(item, kv_head, query);
         if (args.pooling == Pooling::kSoftmaxMass) scores = Softmax(scores, scale);
-        for (uint32_t t = 0; t < item.tokens; ++t) {
+        for (uint32_t t = item.first; t < item.tokens; ++t) {
+          const float score = scores[t - item.first];
           if (g == 0) {
-            pooled[t] = scores[t];
+            pooled[t] = score;
           } else if (args.pooling == Pooling::kMaxNormalised) {
-            pooled[t] = std::max(pooled[t], scores[t]);
+            pooled[t] = std::max(pooled[t], score);
           } else {
-            pooled[t] = pooled[t] + scores[t];
+            pooled[t] = pooled[t] + score;
           }
         }
       }
@@ -81,15 +82,15 @@ void ScoreLabels(const ScoreLabelsArgs& args) {
 
 void Select(const SelectArgs& args) {
   for (const SelectArgs::Item& item : args.items) {
-    CHECK_LE(AlwaysSetSize(item.tokens), item.count);
-    CHECK_LE(item.count, item.tokens);
+    CHECK_LE(AlwaysSetSize(item.tokens, item.first), item.count);
+    CHECK_LE(item.count, item.tokens - item.first);
     for (uint32_t h = 0; h < args.kv_heads; ++h) {
       const float* scores = item.scores + h * args.score_stride;
       const auto always = [&](uint32_t t) {
         return t < kSinkTokens || t + kRecentTokens + 1 >= item.tokens;
       };
-      std::vector<uint32_t> order(item.tokens);
-      std::iota(order.begin(), order.end(), 0u);
+      std::vector<uint32_t> order(item.tokens - item.first);
+      std::iota(order.begin(), order.end(), item.first);
       std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) {
         if (always(a) != always(b)) return always(a);
         if (always(a)) return false;
