@@ -45,7 +45,7 @@ void AppendTensor(const std::string& name, const std::vector<uint64_t>& shape, D
   const uint64_t seed = Seed(name), count = std::accumulate(shape.begin(), shape.end(), uint64_t{1},
                                                             std::multiplies<>());
   const auto has = [&](const char* part) { return name.find(part) != std::string::npos; };
-  const double gain = has("embed") || has("lm_head") ? 3.0 : 1.8;
+  const double gain = has("embed") || has("lm_head") ? 3.0 : has(".gate.weight") ? 9.0 : 1.8;
   const double scale = gain / std::sqrt(static_cast<double>(shape.back()));
   for (uint64_t i = 0; i < count; ++i) {
     const double uniform = static_cast<double>(Hash(seed, i) >> 40) / 0x1p23 - 1;

@@ -78,12 +78,17 @@ def hashes(name, count):
 
 
 def values(name, shape):
-    """A tensor's values: uniform in [-1, 1) times what its kind asks for, norms around 1."""
+    """A tensor's values: uniform in [-1, 1) times what its kind asks for, norms around 1.
+
+    Routers decide clearly, as trained ones do: a flip is no rounding error.
+    """
     uniform = (hashes(name, int(np.prod(shape))) >> np.uint64(40)).astype(np.float64) / 2**23 - 1
     if len(shape) == 1:
         scaled = 0.4 * uniform + (1 if "norm" in name else 0)
     elif "embed" in name or "lm_head" in name:
         scaled = uniform * (3.0 / np.sqrt(np.float64(shape[-1])))
+    elif name.endswith(".gate.weight"):
+        scaled = uniform * (9.0 / np.sqrt(np.float64(shape[-1])))
     else:
         scaled = uniform * (1.8 / np.sqrt(np.float64(shape[-1])))
     return torch.tensor(scaled.astype(np.float32)).reshape(tuple(shape))
