@@ -1,10 +1,13 @@
 #include "gpu_worker/device.h"
 
+#include <spdlog/spdlog.h>
+
 #include <filesystem>
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "gpu_worker/backend_limits.h"
 #include "gpu_worker/device_weights.h"
 #include "gpu_worker/host_row_fetcher.h"
 #include "gpu_worker/lane_row_fetcher.h"
@@ -39,10 +42,14 @@ RowLayout ModelFiles::Layout(uint32_t blocks) const {
           .blocks = blocks};
 }
 
-BackendKind BackendFor(std::string_view name) {
+BackendKind BackendFor(std::string_view name, const ModelConfig& config) {
   if (name == "reference") return BackendKind::kReference;
   if (name == "cuda") return BackendKind::kCuda;
-  return name == "auto" && WhyNoCuda().empty() ? BackendKind::kCuda : BackendKind::kCpu;
+  if (name != "auto" || !WhyNoCuda().empty()) return BackendKind::kCpu;
+  const std::string why = WhyNotOnCuda(config);
+  if (why.empty()) return BackendKind::kCuda;
+  spdlog::info("backend cpu: {}", why);
+  return BackendKind::kCpu;
 }
 
 absl::Status Device::MakeBackend(const Options& options) {
@@ -86,6 +93,10 @@ absl::Status Device::ShareRows(const Options& options) {
 
 absl::StatusOr<Device> Device::Make(const ModelFiles& files, const Options& options) {
   Device device;
+  if (options.backend == BackendKind::kCuda) {
+    const std::string why = WhyNotOnCuda(files.config);
+    if (!why.empty()) return absl::UnimplementedError(why);
+  }
   if (absl::Status status = device.MakeBackend(options); !status.ok()) return status;
   Backend& backend = *device.backend;
   const size_t device_bytes =

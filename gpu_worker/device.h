@@ -40,8 +40,8 @@ struct ModelFiles {
 };
 
 enum class BackendKind : uint8_t { kCpu, kReference, kCuda };
-// "cpu", "cuda", "reference"; "auto": cuda where a device can run it, else cpu.
-BackendKind BackendFor(std::string_view name);
+// "cpu", "cuda", "reference"; "auto": cuda where a device can run the model, else cpu.
+BackendKind BackendFor(std::string_view name, const ModelConfig& config);
 
 // Everything that one device holds: backend, memory, rows, labels, model. Built once at start;
 // belongs to the device thread. The model files, the row pool and the store's client outlive it.

@@ -90,7 +90,7 @@ absl::StatusOr<std::unique_ptr<LocalRunner>> DecodeBench::MakeRunner(const Case*
                                .timeline = timeline};
   if (one != nullptr) {
     options.rows = {.in_place = false, .hot_rows = one->hot_rows, .predict = one->predict};
-    options.backend = BackendFor(o_.backend);
+    options.backend = BackendFor(o_.backend, source_.files().config);
     options.graphs = o_.graphs;
     if (o_.placement == "resident") options.placement = RowPlacement::kResident;
     options.link = o_.link;

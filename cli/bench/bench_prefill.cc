@@ -33,7 +33,8 @@ absl::Status RunCase(const PrefillBenchOptions& o, uint32_t tokens, BenchReport*
   if (absl::Status status = CheckLocalMemory(files, tokens); !status.ok()) return status;
   std::vector<uint32_t> ids(tokens);
   for (uint32_t i = 0; i < tokens; ++i) ids[i] = i * 7919 % kStates;
-  const bool cuda = BackendFor(o.backend) == BackendKind::kCuda;
+  const BackendKind kind = BackendFor(o.backend, files.config);
+  const bool cuda = kind == BackendKind::kCuda;
   std::vector<double> seconds;
   std::string backend;
   for (uint32_t round = 0; round <= o.rounds; ++round) {
@@ -42,7 +43,7 @@ absl::Status RunCase(const PrefillBenchOptions& o, uint32_t tokens, BenchReport*
         {.max_tokens = tokens,
          .chunk_tokens = PrefillUnitTokens(cuda),
          .threads = o.threads,
-         .backend = BackendFor(o.backend),
+         .backend = kind,
          .rows = {.in_place = false},
          .placement = o.placement == "resident" ? RowPlacement::kResident : RowPlacement::kOffload,
          .selection = 2048});

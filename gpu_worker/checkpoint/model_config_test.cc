@@ -136,32 +136,82 @@ TEST(ModelConfig, InverseFrequenciesArePowersOfTheta) {
 
 TEST(ModelConfig, RefusesOtherArchitectures) {
   EXPECT_EQ(ErrorWith({{"architectures", {"MistralForCausalLM"}}}),
-            "config.json: architectures [\"MistralForCausalLM\"] is not supported "
-            "(supported: [\"LlamaForCausalLM\"])");
-  EXPECT_EQ(ErrorWith({{"model_type", "qwen2"}}),
-            "config.json: model_type \"qwen2\" is not supported (supported: llama)");
+            "config.json: architectures [\"MistralForCausalLM\"] is not supported for model_type "
+            "llama (supported: [\"LlamaForCausalLM\"])");
+  EXPECT_EQ(ErrorWith({{"model_type", "gemma2"}}),
+            "config.json: model_type \"gemma2\" is not supported (supported: llama, mistral, "
+            "mixtral, phi3, qwen2, qwen3, qwen3_moe)");
   EXPECT_EQ(ErrorWith({{"model_type", 3}}), "config.json: model_type 3 is not a string");
   EXPECT_EQ(ErrorWith({{"hidden_act", "gelu"}}),
             "config.json: hidden_act \"gelu\" is not supported (supported: silu)");
-  EXPECT_EQ(ErrorWith({{"attention_bias", true}}),
-            "config.json: attention_bias true is not supported (supported: false)");
-  EXPECT_EQ(ErrorWith({{"mlp_bias", true}}),
-            "config.json: mlp_bias true is not supported (supported: false)");
+  EXPECT_EQ(ErrorWith({{"sliding_window", 4096}}),
+            "config.json: sliding_window 4096 is not supported for model_type llama "
+            "(supported: null)");
   EXPECT_NE(ErrorWith({{"quantization_config", {{"bits", 4}}}}), "");
-  EXPECT_NE(ErrorWith({{"partial_rotary_factor", 0.5}}), "");
+  EXPECT_EQ(ErrorWith({{"partial_rotary_factor", 0.5}}),
+            "config.json: partial_rotary_factor 0.5 is not supported (supported: 1.0)");
   EXPECT_NE(ErrorWith({{"torch_dtype", "float64"}}), "");
 }
 
+json RopeOf(const std::string& type, json rest) {
+  rest["rope_type"] = type;
+  return {{"rope_scaling", std::move(rest)}};
+}
+
+TEST(ModelConfig, ReadsTheRopeTypes) {
+  auto config = LoadWith(RopeOf("linear", {{"factor", 4.0}}));
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->InverseFrequency()[0], 0.25f);
+  EXPECT_EQ(config->max_context, 128u);
+  json vicuna = RopeOf("linear", {{"factor", 4.0}});
+  vicuna["max_sequence_length"] = 512;
+  EXPECT_EQ(LoadWith(vicuna)->max_context, 512u);
+  // Dynamic NTK changes nothing up to max_position_embeddings.
+  config = LoadWith(RopeOf("dynamic", {{"factor", 4.0}}));
+  EXPECT_EQ(config->InverseFrequency(), LoadWith(json::object())->InverseFrequency());
+  config = LoadWith(RopeOf("yarn", {{"factor", 4.0}, {"original_max_position_embeddings", 64}}));
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->max_context, 256u);
+  EXPECT_NEAR(config->rope_scaling.attention_factor, 0.1 * std::log(4.0) + 1, 1e-12);
+  EXPECT_NEAR(config->attention_scale() * std::sqrt(8.0), std::pow(0.1 * std::log(4.0) + 1, 2),
+              1e-6);
+  const json factors = {1.0, 2.0, 3.0, 4.0};
+  config = LoadWith(RopeOf("longrope", {{"short_factor", factors},
+                                        {"long_factor", {2.0, 4.0, 6.0, 8.0}},
+                                        {"original_max_position_embeddings", 32}}));
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_FALSE(config->long_rope(32));
+  EXPECT_TRUE(config->long_rope(33));
+  EXPECT_EQ(config->InverseFrequency(true)[0], 0.5f);
+  EXPECT_EQ(config->InverseFrequency()[0], 1.0f);
+  EXPECT_NEAR(config->rope_scaling.attention_factor, std::sqrt(1 + std::log(4) / std::log(32)),
+              1e-12);
+}
+
 TEST(ModelConfig, RefusesOtherRopeTypes) {
-  EXPECT_EQ(ErrorWith({{"rope_scaling", {{"rope_type", "yarn"}, {"factor", 4.0}}}}),
-            "config.json: rope_scaling.rope_type \"yarn\" is not supported "
-            "(supported: default, llama3)");
-  EXPECT_EQ(ErrorWith({{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}}),
-            "config.json: rope_scaling.type \"linear\" is not supported "
-            "(supported: default, llama3)");
-  EXPECT_EQ(ErrorWith({{"rope_parameters", {{"rope_type", "dynamic"}}}}),
-            "config.json: rope_parameters.rope_type \"dynamic\" is not supported "
-            "(supported: default, llama3)");
+  EXPECT_EQ(ErrorWith(RopeOf("spiral", {{"factor", 4.0}})),
+            "config.json: rope_scaling.rope_type \"spiral\" is not supported (supported: default, "
+            "linear, dynamic, llama3, yarn, longrope)");
+  EXPECT_EQ(ErrorWith({{"rope_scaling", {{"type", "su"}, {"factor", 2.0}}}}),
+            "config.json: rope_scaling.type \"su\" is not supported (supported: default, linear, "
+            "dynamic, llama3, yarn, longrope)");
+  EXPECT_EQ(ErrorWith({{"rope_parameters", {{"rope_type", "linear"}}}}),
+            "config.json: rope_parameters.factor is missing");
+  EXPECT_EQ(ErrorWith(RopeOf("dynamic", {{"factor", 2.0}, {"alpha", 1000.0}})),
+            "config.json: rope_scaling.alpha 1000.0 is not known for this rope_type");
+  EXPECT_EQ(ErrorWith(RopeOf("linear", {{"factor", 2.0}, {"partial_rotary_factor", 0.5}})),
+            "config.json: rope_scaling.partial_rotary_factor 0.5 is not supported "
+            "(supported: 1.0)");
+  EXPECT_EQ(ErrorWith(RopeOf("longrope", {{"short_factor", {1, 2}}})),
+            "config.json: rope_scaling.short_factor [1,2] is not a list of head_dim / 2 = 4 "
+            "positive numbers");
+  EXPECT_NE(ErrorWith(RopeOf("yarn", {{"factor", 1e9}, {"original_max_position_embeddings", 64}})),
+            "");
+  json outside = RopeOf("yarn", {{"factor", 2.0}});
+  outside["original_max_position_embeddings"] = "64";
+  EXPECT_EQ(ErrorWith(outside),
+            "config.json: original_max_position_embeddings \"64\" is not an integer in "
+            "1..16777216");
   EXPECT_EQ(ErrorWith({{"rope_scaling", 3}}), "config.json: rope_scaling 3 is not an object");
   json scaling = Llama3Scaling();
   scaling.erase("factor");

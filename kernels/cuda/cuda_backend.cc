@@ -84,7 +84,10 @@ class CudaBackend final : public Backend {
   void AppendLabels(const AppendLabelsArgs& args) override { Run(cuda::AppendLabels, args); }
   void ScoreLabels(const ScoreLabelsArgs& args) override { Run(cuda::ScoreLabels, args); }
   void Select(const SelectArgs& args) override { Run(cuda::Select, args); }
-  void Attend(const AttendArgs& args) override { Run(cuda::Attend, args); }
+  void Attend(const AttendArgs& args) override {
+    CHECK_EQ(args.window, 0u);
+    Run(cuda::Attend, args);
+  }
   void Extrapolate(const ExtrapolateArgs& args) override { Run(cuda::Extrapolate, args); }
   void ExpandQuery(const ExpandQueryArgs& args) override { Run(cuda::ExpandQuery, args); }
   void Cosine(const CosineArgs& args) override { Run(cuda::Cosine, args); }
