@@ -1,20 +1,34 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
 #include "base/dtype.h"
+#include "kernels/encoding.h"
 
 namespace sparsekv {
 
 // A weight matrix where it lies in the checkpoint, in the checkpoint's type. Vectors have rows = 1.
 // `data` is aligned to the element size and outlives every call that names it.
+//
+// With a coding (encoding.h), `data` is codes and `dtype` the type of integers' scales. Linear,
+// Project and GateUp of host backends take such matrices; nothing else does.
 struct WeightView {
   const void* data = nullptr;
   DType dtype = DType::kF32;
   uint32_t rows = 0;
   uint32_t cols = 0;
+  Coding coding = {};
+
+  bool plain() const { return coding.encoding == Encoding::kPlain; }
 };
+
+// What a product of one token reads of the matrix: codes, scales and zero points.
+size_t WeightBytes(const WeightView& weight);
+
+// Row `row` as the floats that it means, [cols].
+void DecodeRow(const WeightView& weight, uint32_t row, float* out);
 
 // out[t, :] = table[ids[t], :].  REQUIRES: every id < table.rows.
 struct EmbedArgs {

@@ -25,6 +25,8 @@ std::string InstructionSet();
 void Embed(const EmbedArgs& args, Context& context);
 void RmsNorm(const RmsNormArgs& args, Context& context);
 void Linear(const LinearArgs& args, Context& context);
+void LinearInt(const LinearArgs& args, Context& context);  // of Encoding::kInt4 and kInt8
+void LinearFp8(const LinearArgs& args, Context& context);  // of Encoding::kFp8
 void SwiGlu(const SwiGluArgs& args, Context& context);
 void AppendRows(const AppendRowsArgs& args, Context& context);
 void AppendLabels(const AppendLabelsArgs& args, Context& context);

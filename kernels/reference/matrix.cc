@@ -35,13 +35,12 @@ void RmsNorm(const RmsNormArgs& args) {
 void Linear(const LinearArgs& args) {
   const size_t inputs = args.weight.cols;
   const size_t outputs = args.weight.rows;
-  for (size_t t = 0; t < args.tokens; ++t) {
-    for (size_t o = 0; o < outputs; ++o) {
+  std::vector<float> row(inputs);
+  for (size_t o = 0; o < outputs; ++o) {
+    DecodeRow(args.weight, static_cast<uint32_t>(o), row.data());
+    for (size_t t = 0; t < args.tokens; ++t) {
       double sum = 0;
-      for (size_t i = 0; i < inputs; ++i) {
-        const double weight = LoadValue(args.weight.data, o * inputs + i, args.weight.dtype);
-        sum += args.x[t * inputs + i] * weight;
-      }
+      for (size_t i = 0; i < inputs; ++i) sum += args.x[t * inputs + i] * double{row[i]};
       float& y = args.y[t * outputs + o];
       y = args.accumulate ? y + static_cast<float>(sum) : static_cast<float>(sum);
     }

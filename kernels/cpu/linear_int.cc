@@ -1,0 +1,269 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/linear_int.cc"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+#include "kernels/cpu/operations.h"
+#include "kernels/cpu/vector-inl.h"
+
+// Products with integer codes. x is rounded to 16-bit integers, up to 128 inputs of one group to
+// one scale (their largest value is 32,767: an error of 2^-16 of it), so that sums inside such a
+// block are sums of integers and exact. A block's sum is scaled and added to the output's total in
+// the order of the blocks. A lane of a vector is an output, so nothing is ever summed across lanes,
+// and how many tokens are computed together changes no bit.
+HWY_BEFORE_NAMESPACE();
+namespace sparsekv::cpu::HWY_NAMESPACE {
+namespace {
+
+using DI32 = hn::RebindToSigned<DF>;
+using DU32 = hn::RebindToUnsigned<DF>;
+using DI16 = hn::Repartition<int16_t, DF>;
+using DU16 = hn::Repartition<uint16_t, DF>;
+using VI32 = hn::Vec<DI32>;
+using VI16 = hn::Vec<DI16>;
+using VU16 = hn::Vec<DU16>;
+
+constexpr uint32_t kBlockInputs = 128;  // inputs of x that share a scale, at most
+constexpr size_t kVectors = kPanelOutputs / kLanes;
+constexpr size_t kTileTokens = kVectors > 2 ? 2 : 4;  // what 16 registers hold, or 32
+constexpr size_t kTaskPanels = 2;
+static_assert(kPanelOutputs % kLanes == 0);
+
+// x as integers, with what they mean: x = scale * code.
+struct CodedX {
+  const int16_t* codes = nullptr;  // [tokens][stride], in the order of the weights' codes
+  const float* scales = nullptr;   // [tokens][blocks]
+  const int32_t* sums = nullptr;   // [tokens][blocks], of the codes
+  size_t stride = 0;
+  size_t blocks = 0;
+
+  CodedX From(size_t token) const {
+    return {codes + token * stride, scales + token * blocks, sums + token * blocks, stride, blocks};
+  }
+};
+
+// One block, padded with zeros to a whole vector. NaN and infinity make the scale NaN.
+void CodeBlock(const float* HWY_RESTRICT x, size_t count, int16_t* HWY_RESTRICT codes, float* scale,
+               int32_t* sum) {
+  const DF d;
+  const DI32 di;
+  const hn::Rebind<int16_t, DF> di16;
+  VF largest = hn::Zero(d), poison = hn::Zero(d);
+  for (size_t i = 0; i < count; i += kLanes) {
+    const VF v = hn::LoadU(d, x + i);
+    largest = hn::Max(largest, hn::Abs(v));
+    poison = hn::Add(poison, hn::Sub(v, v));
+  }
+  const float most = hn::GetLane(hn::MaxOfLanes(d, largest));
+  const bool zero = most < 1e-30f;  // its reciprocal would be infinite
+  const VF to_code = hn::Set(d, zero ? 0.0f : 32767.0f / most);
+  VI32 total = hn::Zero(di);
+  for (size_t i = 0; i < count; i += kLanes) {
+    const VI32 code = hn::NearestInt(hn::Mul(hn::LoadU(d, x + i), to_code));
+    total = hn::Add(total, code);
+    hn::StoreU(hn::DemoteTo(di16, code), di16, codes + i);
+  }
+  *scale = (zero ? 0.0f : most / 32767.0f) + Sum(poison);
+  *sum = hn::GetLane(hn::SumOfLanes(di, total));
+}
+
+// One token. Blocks come in order, so what one writes beyond its end the next one writes over.
+void CodeToken(const float* x, const WeightView& w, int16_t* codes, float* scales, int32_t* sums) {
+  const uint32_t* order = w.coding.order;
+  for (uint32_t group = 0; group < w.cols; group += w.coding.group) {
+    for (uint32_t from = group; from < group + w.coding.group; from += kBlockInputs) {
+      const uint32_t count = HWY_MIN(kBlockInputs, group + w.coding.group - from);
+      HWY_ALIGN float block[kBlockInputs + kLanes] = {};
+      for (uint32_t i = 0; i < count; ++i) {
+        block[i] = x[order != nullptr ? order[from + i] : from + i];
+      }
+      CodeBlock(block, RoundUp(count, kUnitInputs), codes + from, scales++, sums++);
+    }
+  }
+}
+
+CodedX Code(const LinearArgs& args, Context& context) {
+  const WeightView& w = args.weight;
+  CodedX x;
+  x.stride = RoundUp(w.cols, kUnitInputs) + 2 * kLanes;
+  x.blocks = size_t{CeilDivide(w.cols, w.coding.group)} * CeilDivide(w.coding.group, kBlockInputs);
+  const size_t code_floats = RoundUp(args.tokens * x.stride, 2) / 2;
+  float* memory = context.shared.Get(0, code_floats + 2 * args.tokens * x.blocks);
+  auto* codes = reinterpret_cast<int16_t*>(memory);
+  float* scales = memory + code_floats;
+  auto* sums = reinterpret_cast<int32_t*>(scales + args.tokens * x.blocks);
+  context.pool.Run(args.tokens, [&](uint32_t t, unsigned) {
+    CodeToken(args.x + size_t{t} * w.cols, w, codes + t * x.stride, scales + t * x.blocks,
+              sums + t * x.blocks);
+  });
+  x.codes = codes;
+  x.scales = scales;
+  x.sums = sums;
+  return x;
+}
+
+// Inputs 2 * kPair and the next of a unit, of kLanes outputs: pairs of 16-bit codes.
+template <Encoding kEncoding, size_t kPair>
+HWY_INLINE VI16 Unpack(const uint32_t* words) {
+  const DU16 d;
+  constexpr CodePlace kPlace = PlaceOf(kEncoding, 2 * kPair);
+  constexpr int kBits = kEncoding == Encoding::kInt4 ? 4 : 8;
+  VU16 v = hn::BitCast(d, hn::LoadU(DU32(), words + kPlace.word * kPanelOutputs));
+  if constexpr (kPlace.shift > 0) v = hn::ShiftRight<kPlace.shift>(v);
+  if constexpr (kPlace.shift + kBits < 16) v = hn::And(v, hn::Set(d, (1 << kBits) - 1));
+  return hn::BitCast(DI16(), v);
+}
+
+template <size_t kTokens>
+using Sums = VI32[kTokens][kVectors];
+
+template <Encoding kEncoding, size_t kPair, size_t kTokens>
+HWY_INLINE void AddPair(const uint32_t* words, const CodedX& x, size_t input, Sums<kTokens>& sums) {
+  VI16 codes[kVectors];
+#pragma GCC unroll 4
+  for (size_t v = 0; v < kVectors; ++v) {
+    codes[v] = Unpack<kEncoding, kPair>(words + v * kLanes);
+  }
+#pragma GCC unroll 4
+  for (size_t t = 0; t < kTokens; ++t) {
+    int32_t pair;
+    std::memcpy(&pair, x.codes + t * x.stride + input + 2 * kPair, sizeof(pair));
+    const VI16 xs = hn::BitCast(DI16(), hn::Set(DI32(), pair));
+#pragma GCC unroll 4
+    for (size_t v = 0; v < kVectors; ++v) {
+      VI32 unused = hn::Zero(DI32());
+      sums[t][v] = hn::ReorderWidenMulAccumulate(DI32(), codes[v], xs, sums[t][v], unused);
+    }
+  }
+}
+
+// sums += codes . x over `units` units.
+template <Encoding kEncoding, size_t kTokens>
+HWY_INLINE void AddBlock(const uint32_t* HWY_RESTRICT words, size_t units, const CodedX& x,
+                         size_t input, Sums<kTokens>& sums) {
+  constexpr size_t kUnitWords = WordsOfUnit(kEncoding) * kPanelOutputs;
+  for (size_t u = 0; u < units; ++u, words += kUnitWords, input += kUnitInputs) {
+    AddPair<kEncoding, 0, kTokens>(words, x, input, sums);
+    AddPair<kEncoding, 1, kTokens>(words, x, input, sums);
+    AddPair<kEncoding, 2, kTokens>(words, x, input, sums);
+    AddPair<kEncoding, 3, kTokens>(words, x, input, sums);
+  }
+}
+
+// The zero points of a group, kLanes outputs.
+HWY_INLINE VI32 ZeroPoints(const Coding& coding, size_t at) {
+  if (coding.zeros == nullptr) return hn::Set(DI32(), coding.zero);
+  const hn::Rebind<uint8_t, DI32> d8;
+  return hn::PromoteTo(DI32(), hn::LoadU(d8, coding.zeros + at));
+}
+
+// One panel's outputs of kTokens tokens, into out[t][16].
+template <Encoding kEncoding, size_t kTokens, typename S>
+HWY_INLINE void Tile(const WeightView& w, const S* scales, size_t panel, const CodedX& x,
+                     float (*HWY_RESTRICT out)[kPanelOutputs]) {
+  const DF d;
+  const size_t groups = CeilDivide(w.cols, w.coding.group);
+  const size_t group_blocks = x.blocks / groups;
+  const size_t units = CeilDivide(w.cols, kUnitInputs);
+  constexpr size_t kUnitWords = WordsOfUnit(kEncoding) * kPanelOutputs;
+  const auto* words = static_cast<const uint32_t*>(w.data) + panel * units * kUnitWords;
+  for (size_t t = 0; t < kTokens; ++t) std::fill_n(out[t], kPanelOutputs, 0.0f);
+  for (size_t g = 0; g < groups; ++g) {
+    const size_t at = (panel * groups + g) * kPanelOutputs;
+    const size_t first = g * w.coding.group;
+    const size_t end = HWY_MIN(first + w.coding.group, w.cols);
+    for (size_t b = 0; b < group_blocks; ++b) {
+      const size_t from = first + b * kBlockInputs;
+      const size_t block_units =
+          (HWY_MIN(end - from, size_t{kBlockInputs}) + kUnitInputs - 1) / kUnitInputs;
+      const size_t block = g * group_blocks + b;
+      Sums<kTokens> sums;
+#pragma GCC unroll 4
+      for (size_t v = 0; v < kVectors; ++v) {
+        const VI32 zeros = ZeroPoints(w.coding, at + v * kLanes);
+#pragma GCC unroll 4
+        for (size_t t = 0; t < kTokens; ++t) {
+          sums[t][v] = hn::Mul(zeros, hn::Set(DI32(), -x.sums[t * x.blocks + block]));
+        }
+      }
+      AddBlock<kEncoding, kTokens>(words + from / kUnitInputs * kUnitWords, block_units, x, from,
+                                   sums);
+#pragma GCC unroll 4
+      for (size_t v = 0; v < kVectors; ++v) {
+        const VF scale = LoadFloats(scales + at + v * kLanes);
+#pragma GCC unroll 4
+        for (size_t t = 0; t < kTokens; ++t) {
+          const VF sum =
+              hn::Mul(hn::ConvertTo(d, sums[t][v]), hn::Set(d, x.scales[t * x.blocks + block]));
+          float* total = out[t] + v * kLanes;
+          hn::Store(hn::MulAdd(sum, scale, hn::Load(d, total)), d, total);
+        }
+      }
+    }
+  }
+}
+
+template <Encoding kEncoding, size_t kTokens, typename S>
+HWY_NOINLINE void TileInto(const LinearArgs& args, const S* scales, size_t panel, size_t token,
+                           const CodedX& x) {
+  HWY_ALIGN float out[kTokens][kPanelOutputs];
+  Tile<kEncoding, kTokens>(args.weight, scales, panel, x.From(token), out);
+  const size_t first = panel * kPanelOutputs;
+  const size_t outputs = HWY_MIN(size_t{kPanelOutputs}, args.weight.rows - first);
+  for (size_t t = 0; t < kTokens; ++t) {
+    float* y = args.y + (token + t) * args.weight.rows + first;
+    for (size_t o = 0; o < outputs; ++o) y[o] = args.accumulate ? y[o] + out[t][o] : out[t][o];
+  }
+}
+
+template <Encoding kEncoding, typename S>
+void Panel(const LinearArgs& args, const S* scales, size_t panel, const CodedX& x) {
+  size_t t = 0;
+  for (; t + kTileTokens <= args.tokens; t += kTileTokens) {
+    TileInto<kEncoding, kTileTokens>(args, scales, panel, t, x);
+  }
+  if (args.tokens - t == 3) return TileInto<kEncoding, 3>(args, scales, panel, t, x);
+  if (args.tokens - t == 2) return TileInto<kEncoding, 2>(args, scales, panel, t, x);
+  if (args.tokens - t == 1) return TileInto<kEncoding, 1>(args, scales, panel, t, x);
+}
+
+template <Encoding kEncoding>
+void Panels(const LinearArgs& args, Context& context) {
+  const CodedX x = Code(args, context);
+  const size_t panels = CeilDivide(args.weight.rows, kPanelOutputs);
+  WithType(args.weight.coding.scales, args.weight.dtype, [&](const auto* scales) {
+    const auto run = [&](uint32_t task, unsigned) {
+      const size_t end = HWY_MIN((task + 1) * kTaskPanels, panels);
+      for (size_t p = task * kTaskPanels; p < end; ++p) Panel<kEncoding>(args, scales, p, x);
+    };
+    context.pool.Run(static_cast<uint32_t>((panels + kTaskPanels - 1) / kTaskPanels), run);
+  });
+}
+
+void LinearIntImpl(const LinearArgs& args, Context& context) {
+  if (args.weight.coding.encoding == Encoding::kInt4) {
+    Panels<Encoding::kInt4>(args, context);
+  } else {
+    Panels<Encoding::kInt8>(args, context);
+  }
+}
+
+}  // namespace
+}  // namespace sparsekv::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace sparsekv::cpu {
+
+HWY_EXPORT(LinearIntImpl);
+
+void LinearInt(const LinearArgs& args, Context& context) {
+  HWY_DYNAMIC_DISPATCH(LinearIntImpl)(args, context);
+}
+
+}  // namespace sparsekv::cpu
+#endif  // HWY_ONCE
