@@ -5,7 +5,6 @@
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "cli/device_probe.h"
-#include "gpu_worker/backend_limits.h"
 #include "gpu_worker/device_weights.h"
 
 namespace sparsekv {
@@ -29,8 +28,7 @@ absl::Status Plan(const ServeOptions& options, const ModelFiles& files, BackendC
 
 absl::Status ChooseCuda(const ServeOptions& options, const ModelFiles& files,
                         const DeviceProbe& probe, BackendChoice* choice) {
-  const std::string why = WhyNotOnCuda(files.config);
-  if (!why.empty()) return absl::UnimplementedError(why);
+  if (absl::Status status = files.CheckCuda(); !status.ok()) return status;
   if (probe.devices.empty()) return absl::FailedPreconditionError(probe.why);
   if (options.workers > probe.devices.size()) {
     return absl::FailedPreconditionError(absl::StrCat("--workers: ", options.workers, " asked, ",

@@ -56,7 +56,7 @@ absl::Status RunLogits(const LogitsOptions& o) {
   }
   const uint32_t chunk = select || o.mode == "decode" ? 1 : kChunk;
   if (absl::Status status = CheckLocalMemory(*files, ids->size()); !status.ok()) return status;
-  const BackendKind backend = BackendFor(o.backend, files->config);
+  const BackendKind backend = BackendFor(o.backend, *files);
   auto runner = LocalRunner::Make(
       *files, {.max_tokens = static_cast<uint32_t>(ids->size()),
                .chunk_tokens = chunk,

@@ -52,7 +52,7 @@ std::string ProgramPath(const char* name) {
 // Everything that can be wrong with a checkpoint or with memory is found here, before a port is
 // taken or a process started.
 absl::StatusOr<ServerPlan> MakePlan(const ServeOptions& options) {
-  auto files = ModelFiles::Load(options.model_dir, options.channels_file);
+  auto files = ModelFiles::Load(options.model_dir, options.channels_file, Weights::Use::kDescribe);
   if (!files.ok()) return files.status();
   auto tokenizer = Tokenizer::Load(options.model_dir);
   if (!tokenizer.ok()) return tokenizer.status();
@@ -67,8 +67,11 @@ absl::StatusOr<ServerPlan> MakePlan(const ServeOptions& options) {
 
   const auto available = kv_store::AvailableMemory();
   if (!available.ok()) return available.status();
-  // On the cpu the device's memory is the host's too.
-  const uint64_t devices = cuda ? 0 : options.workers * plan.backend.memory.total_bytes();
+  // On the cpu the device's memory is the host's too, and each worker packs integer weights.
+  const QuantizedWeights* quantized = files->weights->quantized();
+  const uint64_t worker =
+      plan.backend.memory.total_bytes() + (quantized != nullptr ? quantized->packed_bytes() : 0);
+  const uint64_t devices = cuda ? 0 : options.workers * worker;
   const uint64_t left = *available > devices ? *available - devices : 0;
   const uint64_t wanted = options.host_memory_bytes ? options.host_memory_bytes : left / 2;
   if (wanted > *available) {

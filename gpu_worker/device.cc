@@ -15,9 +15,9 @@
 namespace sparsekv {
 
 absl::StatusOr<ModelFiles> ModelFiles::Load(const std::string& model_dir,
-                                            const std::string& channels_file) {
+                                            const std::string& channels_file, Weights::Use use) {
   ModelFiles files;
-  auto checkpoint = LoadCheckpoint(model_dir);
+  auto checkpoint = LoadCheckpoint(model_dir, use);
   if (!checkpoint.ok()) return checkpoint.status();
   files.config = checkpoint->config;
   files.weights = std::move(checkpoint->weights);
@@ -34,6 +34,17 @@ absl::StatusOr<ModelFiles> ModelFiles::Load(const std::string& model_dir,
   return files;
 }
 
+absl::Status ModelFiles::CheckCuda() const {
+  if (const std::string why = WhyNotOnCuda(config); !why.empty()) {
+    return absl::UnimplementedError(why);
+  }
+  if (weights->quantized() == nullptr) return absl::OkStatus();
+  const QuantizationConfig& quantization = weights->quantized()->config();
+  return absl::UnimplementedError(
+      absl::StrCat(quantization.file, ": quantization_config.quant_method \"", quantization.name,
+                   "\" is not supported with CUDA devices"));
+}
+
 RowLayout ModelFiles::Layout(uint32_t blocks) const {
   return {.layers = config.layers,
           .kv_heads = config.kv_heads,
@@ -42,13 +53,13 @@ RowLayout ModelFiles::Layout(uint32_t blocks) const {
           .blocks = blocks};
 }
 
-BackendKind BackendFor(std::string_view name, const ModelConfig& config) {
+BackendKind BackendFor(std::string_view name, const ModelFiles& files) {
   if (name == "reference") return BackendKind::kReference;
   if (name == "cuda") return BackendKind::kCuda;
   if (name != "auto" || !WhyNoCuda().empty()) return BackendKind::kCpu;
-  const std::string why = WhyNotOnCuda(config);
-  if (why.empty()) return BackendKind::kCuda;
-  spdlog::info("backend cpu: {}", why);
+  const absl::Status able = files.CheckCuda();
+  if (able.ok()) return BackendKind::kCuda;
+  spdlog::info("backend cpu: {}", able.message());
   return BackendKind::kCpu;
 }
 
@@ -94,8 +105,7 @@ absl::Status Device::ShareRows(const Options& options) {
 absl::StatusOr<Device> Device::Make(const ModelFiles& files, const Options& options) {
   Device device;
   if (options.backend == BackendKind::kCuda) {
-    const std::string why = WhyNotOnCuda(files.config);
-    if (!why.empty()) return absl::UnimplementedError(why);
+    if (absl::Status status = files.CheckCuda(); !status.ok()) return status;
   }
   if (absl::Status status = device.MakeBackend(options); !status.ok()) return status;
   Backend& backend = *device.backend;

@@ -32,16 +32,19 @@ struct ModelFiles {
 
   // `channels_file`: "" = MODEL_DIR/channels.json where that exists; "none" = no channel config.
   static absl::StatusOr<ModelFiles> Load(const std::string& model_dir,
-                                         const std::string& channels_file);
+                                         const std::string& channels_file,
+                                         Weights::Use use = Weights::Use::kCompute);
 
   const ChannelConfig* channel_config() const { return channels ? &*channels : nullptr; }
+  // OK, or which field of config.json asks for products that CUDA devices do not have.
+  absl::Status CheckCuda() const;
   // Rows of this checkpoint in a pool of `blocks` blocks.
   RowLayout Layout(uint32_t blocks) const;
 };
 
 enum class BackendKind : uint8_t { kCpu, kReference, kCuda };
-// "cpu", "cuda", "reference"; "auto": cuda where a device can run the model, else cpu.
-BackendKind BackendFor(std::string_view name, const ModelConfig& config);
+// "cpu", "cuda", "reference"; "auto": cuda where a device can run the checkpoint, else cpu.
+BackendKind BackendFor(std::string_view name, const ModelFiles& files);
 
 // Everything that one device holds: backend, memory, rows, labels, model. Built once at start;
 // belongs to the device thread. The model files, the row pool and the store's client outlive it.

@@ -2,13 +2,13 @@
 
 #include <map>
 
+#include "base/check.h"
+
 namespace sparsekv {
 
 namespace {
 
-size_t Bytes(const WeightView& view) {
-  return DeviceArena::Padded(size_t{view.rows} * view.cols * SizeOf(view.dtype));
-}
+size_t Bytes(const WeightView& view) { return DeviceArena::Padded(WeightBytes(view)); }
 
 // Calls visit(view) for every matrix.
 template <typename AnyWeights, typename Visit>
@@ -43,7 +43,8 @@ absl::StatusOr<std::unique_ptr<Weights>> CopyToDevice(const Weights& files, Back
   ForEach(*copy, [&](WeightView& view) {
     auto [found, fresh] = copied.emplace(view.data, next);
     if (fresh) {
-      backend->Upload(next, view.data, size_t{view.rows} * view.cols * SizeOf(view.dtype));
+      CHECK(view.plain());  // such devices refuse codes before
+      backend->Upload(next, view.data, WeightBytes(view));
       next += Bytes(view);
     }
     view.data = found->second;

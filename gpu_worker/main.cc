@@ -133,7 +133,7 @@ absl::Status RunWorker(const Options& options) {
                             .max_batch = options.max_batch,
                             .prefill_unit_tokens = PrefillUnitTokens(options.backend == "cuda"),
                             .threads = options.threads,
-                            .backend = BackendFor(options.backend, files->config),
+                            .backend = BackendFor(options.backend, *files),
                             .device = options.device,
                             .graphs = options.graphs,
                             .share_lock_file = RegistrationLock(options),

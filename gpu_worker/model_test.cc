@@ -44,6 +44,7 @@ std::vector<RandomCheckpoint::Shape> Shapes() {
        .head_dim = 128,
        .channels = 8,
        .dtype = DType::kBF16},
+      {.dtype = DType::kF16, .gptq = true},
   };
 }
 

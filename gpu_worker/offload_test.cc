@@ -64,6 +64,8 @@ struct Outcome {
 
 class OffloadTest : public testing::Test {
  protected:
+  explicit OffloadTest(bool gptq = false) : gptq_(gptq) {}
+
   std::unique_ptr<LocalRunner> Make(const How& how, uint32_t sequences) {
     auto runner = LocalRunner::Make(files_, {.max_tokens = kTokens,
                                              .sequences = sequences,
@@ -130,41 +132,58 @@ class OffloadTest : public testing::Test {
     }
   }
 
+  // All ways against rows attended where they lie.
+  void CheckEveryWay(uint32_t sequences);
+
+  const bool gptq_;
   RandomCheckpoint checkpoint_{{.layers = 5,
                                 .kv_heads = 2,
                                 .group = 3,
                                 .head_dim = 32,
                                 .hidden = 96,
-                                .intermediate = 120,
+                                .intermediate = gptq_ ? 128u : 120u,
                                 .context = kTokens,
                                 .channels = 4,
-                                .dtype = DType::kBF16},
+                                .dtype = DType::kBF16,
+                                .gptq = gptq_},
                                5};
   const ModelFiles& files_ = checkpoint_.files();
 };
 
-TEST_F(OffloadTest, EveryWayGivesTheSameBitsAloneAndInABatch) {
-  for (uint32_t sequences : {1u, 4u}) {
-    const Outcome expected = Decode(*Make({}, sequences), sequences);
-    ASSERT_EQ(expected.selections.size(), size_t{kSteps} * 5 * 2 * sequences);
-    for (const How& how : AllWays()) {
-      auto runner = Make(how, sequences);
-      runner->device().attention->set_policies(Policies(5, how));
-      const Outcome outcome = Decode(*runner, sequences);
-      ExpectSame(outcome, expected, how.name + ", batch of " + std::to_string(sequences));
-      for (const LayerCounts& layer : outcome.layers) {
-        const RowCounts& rows = layer.rows;
-        EXPECT_EQ(rows.selected, uint64_t{kSteps} * 2 * kBudget.rows * sequences) << how.name;
-        EXPECT_EQ(rows.selected, rows.hits + rows.useful + rows.missed) << how.name;
-        EXPECT_LE(rows.useful, rows.prefetched);
-      }
-      EXPECT_EQ(outcome.layers[0].rows.prefetched, 0u);
-      if (how.rows.predict && how.placement == RowPlacement::kOffload) {
-        EXPECT_GT(outcome.layers[3].rows.prefetched + outcome.layers[3].cut, 0u) << how.name;
-      }
-      EXPECT_GT(outcome.layers[3].similarity_sum / outcome.layers[3].similarity_count, 0.1);
+void OffloadTest::CheckEveryWay(uint32_t sequences) {
+  const Outcome expected = Decode(*Make({}, sequences), sequences);
+  ASSERT_EQ(expected.selections.size(), size_t{kSteps} * 5 * 2 * sequences);
+  for (const How& how : AllWays()) {
+    auto runner = Make(how, sequences);
+    runner->device().attention->set_policies(Policies(5, how));
+    const Outcome outcome = Decode(*runner, sequences);
+    ExpectSame(outcome, expected, how.name + ", batch of " + std::to_string(sequences));
+    for (const LayerCounts& layer : outcome.layers) {
+      const RowCounts& rows = layer.rows;
+      EXPECT_EQ(rows.selected, uint64_t{kSteps} * 2 * kBudget.rows * sequences) << how.name;
+      EXPECT_EQ(rows.selected, rows.hits + rows.useful + rows.missed) << how.name;
+      EXPECT_LE(rows.useful, rows.prefetched);
     }
+    EXPECT_EQ(outcome.layers[0].rows.prefetched, 0u);
+    if (how.rows.predict && how.placement == RowPlacement::kOffload) {
+      EXPECT_GT(outcome.layers[3].rows.prefetched + outcome.layers[3].cut, 0u) << how.name;
+    }
+    EXPECT_GT(outcome.layers[3].similarity_sum / outcome.layers[3].similarity_count, 0.1);
   }
+}
+
+TEST_F(OffloadTest, EveryWayGivesTheSameBitsAloneAndInABatch) {
+  for (uint32_t sequences : {1u, 4u}) CheckEveryWay(sequences);
+}
+
+// Matrices of 4-bit codes.
+class OffloadCodesTest : public OffloadTest {
+ protected:
+  OffloadCodesTest() : OffloadTest(/*gptq=*/true) {}
+};
+
+TEST_F(OffloadCodesTest, EveryWayGivesTheSameBitsAloneAndInABatch) {
+  for (uint32_t sequences : {1u, 3u}) CheckEveryWay(sequences);
 }
 
 // A batch member that attends everything, streamed through the device one layer at a time.

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "kernels/half.h"
 
 namespace sparsekv {
 
@@ -69,27 +70,33 @@ std::vector<uint16_t> QueryPredictor::Chosen(uint32_t layer, const ChannelConfig
   return chosen;
 }
 
+// Rows of codes become bfloat16: what they predict is a guess anyway.
 WeightView QueryPredictor::Slice(const std::vector<uint16_t>& chosen, const WeightView& matrix,
                                  std::byte* memory) const {
   const uint32_t group = config_.heads / config_.kv_heads;
   const bool vector = matrix.rows == 1;  // a bias: its values are rows of one
   const uint32_t cols = vector ? 1 : matrix.cols;
-  const size_t row_bytes = size_t{cols} * SizeOf(matrix.dtype);
+  const DType dtype = matrix.plain() ? matrix.dtype : DType::kBF16;
+  const size_t row_bytes = size_t{cols} * SizeOf(dtype);
   std::vector<std::byte> rows(size_t{config_.heads} * width_ * row_bytes);
+  std::vector<float> floats(config_.hidden_size);
   std::byte* to = rows.data();
   for (uint32_t head = 0; head < config_.heads; ++head) {
     const uint16_t* list = chosen.data() + size_t{head / group} * width_;
     for (uint32_t j = 0; j < width_; ++j, to += row_bytes) {
-      const size_t row = size_t{head} * config_.head_dim + list[j];
-      std::memcpy(to, static_cast<const std::byte*>(matrix.data) + row * row_bytes, row_bytes);
+      const uint32_t row = head * config_.head_dim + list[j];
+      if (matrix.plain()) {
+        std::memcpy(to, static_cast<const std::byte*>(matrix.data) + row * row_bytes, row_bytes);
+        continue;
+      }
+      DecodeRow(matrix, row, floats.data());
+      for (uint32_t i = 0; i < cols; ++i) StoreValue(to, i, dtype, floats[i]);
     }
   }
   backend_->Upload(memory, rows.data(), rows.size());
   const uint32_t count = config_.heads * width_;
-  return {.data = memory,
-          .dtype = matrix.dtype,
-          .rows = vector ? 1 : count,
-          .cols = vector ? count : cols};
+  return {
+      .data = memory, .dtype = dtype, .rows = vector ? 1 : count, .cols = vector ? count : cols};
 }
 
 void QueryPredictor::Project(uint32_t layer, uint32_t tokens, const Scratch::Ahead& ahead) const {

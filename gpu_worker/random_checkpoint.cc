@@ -50,6 +50,22 @@ class Writer {
     header_[name] = {{"dtype", type}, {"shape", shape}, {"data_offsets", {begin, data_.size()}}};
   }
 
+  // A matrix [outputs, inputs] of 4-bit codes.
+  void AddGptq(const std::string& module, uint32_t outputs, uint32_t inputs, float deviation) {
+    const uint32_t groups = inputs / kGroup;
+    std::vector<uint32_t> words(size_t{inputs} / 8 * outputs);
+    for (uint32_t& word : words) word = static_cast<uint32_t>(random_());
+    AddWords(module + ".qweight", {inputs / 8, outputs}, words);
+    words.assign(size_t{groups} * outputs / 8, 0);
+    for (uint32_t& word : words) word = 0x66666666u + (random_() & 0x11111111u);  // 7 or 8
+    AddWords(module + ".qzeros", {groups, outputs / 8}, words);
+    words.resize(inputs);
+    for (uint32_t i = 0; i < inputs; ++i) words[i] = i / kGroup;
+    std::ranges::shuffle(words, random_);
+    AddWords(module + ".g_idx", {inputs}, words);
+    Add(module + ".scales", {groups, outputs}, deviation / 4.6f, deviation / 20);
+  }
+
   void Write(const std::string& path) {
     std::string header = header_.dump();
     header.append(7 - (header.size() + 7) % 8, ' ');
@@ -60,7 +76,16 @@ class Writer {
     CHECK(file.good());
   }
 
+  static constexpr uint32_t kGroup = 16;
+
  private:
+  void AddWords(const std::string& name, std::vector<uint32_t> shape,
+                const std::vector<uint32_t>& words) {
+    const size_t begin = data_.size();
+    data_.append(reinterpret_cast<const char*>(words.data()), words.size() * sizeof(uint32_t));
+    header_[name] = {{"dtype", "I32"}, {"shape", shape}, {"data_offsets", {begin, data_.size()}}};
+  }
+
   DType dtype_;
   std::mt19937_64 random_;
   nlohmann::ordered_json header_;
@@ -68,23 +93,30 @@ class Writer {
 };
 
 void WriteConfig(const RandomCheckpoint::Shape& s, const std::string& dir) {
-  const nlohmann::json config = {{"architectures", {"LlamaForCausalLM"}},
-                                 {"model_type", "llama"},
-                                 {"hidden_size", s.hidden},
-                                 {"intermediate_size", s.intermediate},
-                                 {"num_hidden_layers", s.layers},
-                                 {"num_attention_heads", s.kv_heads * s.group},
-                                 {"num_key_value_heads", s.kv_heads},
-                                 {"head_dim", s.head_dim},
-                                 {"vocab_size", s.vocab},
-                                 {"max_position_embeddings", s.context},
-                                 {"rms_norm_eps", 1e-5},
-                                 {"rope_theta", 10000.0},
-                                 {"hidden_act", "silu"},
-                                 {"tie_word_embeddings", s.tied},
-                                 {"torch_dtype", std::string(Name(s.dtype))},
-                                 {"bos_token_id", 1},
-                                 {"eos_token_id", 2}};
+  nlohmann::json config = {{"architectures", {"LlamaForCausalLM"}},
+                           {"model_type", "llama"},
+                           {"hidden_size", s.hidden},
+                           {"intermediate_size", s.intermediate},
+                           {"num_hidden_layers", s.layers},
+                           {"num_attention_heads", s.kv_heads * s.group},
+                           {"num_key_value_heads", s.kv_heads},
+                           {"head_dim", s.head_dim},
+                           {"vocab_size", s.vocab},
+                           {"max_position_embeddings", s.context},
+                           {"rms_norm_eps", 1e-5},
+                           {"rope_theta", 10000.0},
+                           {"hidden_act", "silu"},
+                           {"tie_word_embeddings", s.tied},
+                           {"torch_dtype", std::string(Name(s.dtype))},
+                           {"bos_token_id", 1},
+                           {"eos_token_id", 2}};
+  if (s.gptq) {
+    config["quantization_config"] = {{"quant_method", "gptq"},
+                                     {"bits", 4},
+                                     {"group_size", Writer::kGroup},
+                                     {"desc_act", true},
+                                     {"sym", false}};
+  }
   std::ofstream(dir + "/config.json") << config.dump(1);
 }
 
@@ -92,18 +124,23 @@ void WriteWeights(const RandomCheckpoint::Shape& s, const std::string& dir, uint
   Writer writer(s.dtype, seed);
   const uint32_t q = s.kv_heads * s.group * s.head_dim, kv = s.kv_heads * s.head_dim;
   const float in = 1.0f / std::sqrt(static_cast<float>(s.hidden));
+  const auto matrix = [&](const std::string& name, uint32_t outputs, uint32_t inputs,
+                          float deviation) {
+    if (s.gptq) return writer.AddGptq(name, outputs, inputs, deviation);
+    writer.Add(name + ".weight", {outputs, inputs}, 0, deviation);
+  };
   writer.Add("model.embed_tokens.weight", {s.vocab, s.hidden}, 0, 0.5f);
   for (uint32_t layer = 0; layer < s.layers; ++layer) {
     const std::string p = "model.layers." + std::to_string(layer) + ".";
     writer.Add(p + "input_layernorm.weight", {s.hidden}, 1, 0.1f);
-    writer.Add(p + "self_attn.q_proj.weight", {q, s.hidden}, 0, 1.5f * in);
-    writer.Add(p + "self_attn.k_proj.weight", {kv, s.hidden}, 0, 1.5f * in);
-    writer.Add(p + "self_attn.v_proj.weight", {kv, s.hidden}, 0, in);
-    writer.Add(p + "self_attn.o_proj.weight", {s.hidden, q}, 0, in);
+    matrix(p + "self_attn.q_proj", q, s.hidden, 1.5f * in);
+    matrix(p + "self_attn.k_proj", kv, s.hidden, 1.5f * in);
+    matrix(p + "self_attn.v_proj", kv, s.hidden, in);
+    matrix(p + "self_attn.o_proj", s.hidden, q, in);
     writer.Add(p + "post_attention_layernorm.weight", {s.hidden}, 1, 0.1f);
-    writer.Add(p + "mlp.gate_proj.weight", {s.intermediate, s.hidden}, 0, in);
-    writer.Add(p + "mlp.up_proj.weight", {s.intermediate, s.hidden}, 0, in);
-    writer.Add(p + "mlp.down_proj.weight", {s.hidden, s.intermediate}, 0, in);
+    matrix(p + "mlp.gate_proj", s.intermediate, s.hidden, in);
+    matrix(p + "mlp.up_proj", s.intermediate, s.hidden, in);
+    matrix(p + "mlp.down_proj", s.hidden, s.intermediate, in);
   }
   writer.Add("model.norm.weight", {s.hidden}, 1, 0.1f);
   if (!s.tied) writer.Add("lm_head.weight", {s.vocab, s.hidden}, 0, 4 * in);

@@ -23,6 +23,8 @@ class RandomCheckpoint {
     uint32_t channels = 4;  // label channels, 0 = no channel config
     DType dtype = DType::kF32;
     bool tied = false;
+    // Matrices of layers as 4-bit codes, in GPTQ's layout with act-order and groups of 16.
+    bool gptq = false;
   };
   RandomCheckpoint(const Shape& shape, uint64_t seed);
   ~RandomCheckpoint();

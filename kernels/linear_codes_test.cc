@@ -116,6 +116,31 @@ TEST_P(LinearCodesTest, RowsDecodeToWhatTheCodesMean) {
   }
 }
 
+// A range of rows is a matrix of its own: Phi-3 keeps q, k and v in one.
+TEST_P(LinearCodesTest, RangesOfRows) {
+  Random random(24);
+  int ranges = 0;
+  for (int round = 0; round < 60; ++round) {
+    const Shape shape = RandomShape(random);
+    SCOPED_TRACE(Text(shape));
+    const CodedWeights w(random, shape);
+    const Shared<float> x = random.Normals(shape.cols);
+    Output<float> whole(shape.rows);
+    backend().Linear({.x = x.data(), .tokens = 1, .weight = w.view, .y = whole.data()});
+    for (uint32_t first = 0; first < shape.rows; ++first) {
+      if (!CanBeginAt(w.view, first)) continue;
+      const uint32_t rows = random.Between(1, shape.rows - first);
+      Output<float> part(rows);
+      backend().Linear(
+          {.x = x.data(), .tokens = 1, .weight = RowRange(w.view, first, rows), .y = part.data()});
+      ExpectSameBits(part.data(), whole.data() + first, rows, "range");
+      EXPECT_TRUE(part.MarginsUntouched());
+      ++ranges;
+    }
+  }
+  EXPECT_GT(ranges, 100);
+}
+
 TEST_P(LinearCodesTest, EveryFloat8) {
   for (int bits = 0; bits < 256; ++bits) {
     const auto code = static_cast<uint8_t>(bits);

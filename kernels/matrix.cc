@@ -1,5 +1,8 @@
 #include "kernels/matrix.h"
 
+#include <cstddef>
+
+#include "base/check.h"
 #include "kernels/half.h"
 
 namespace sparsekv {
@@ -33,7 +36,43 @@ void DecodeFp8(const WeightView& w, uint32_t row, float* out) {
   for (uint32_t i = 0; i < w.cols; ++i) out[i] = FromE4M3(codes[i]) * scales[i / w.coding.group];
 }
 
+bool IsInteger(const WeightView& w) {
+  return w.coding.encoding == Encoding::kInt4 || w.coding.encoding == Encoding::kInt8;
+}
+
+const void* Advance(const void* memory, size_t bytes) {
+  return memory == nullptr ? nullptr : static_cast<const std::byte*>(memory) + bytes;
+}
+
 }  // namespace
+
+bool CanBeginAt(const WeightView& w, uint32_t row) {
+  if (w.plain()) return true;
+  if (IsInteger(w)) return row % kPanelOutputs == 0;
+  return row % w.coding.block_rows == 0 || w.coding.block_rows >= w.rows;
+}
+
+WeightView RowRange(const WeightView& w, uint32_t first, uint32_t rows) {
+  CHECK_LE(first + rows, w.rows);
+  CHECK(CanBeginAt(w, first));
+  WeightView range = w;
+  range.rows = rows;
+  if (w.plain()) {
+    range.data = Advance(w.data, size_t{first} * w.cols * SizeOf(w.dtype));
+  } else if (IsInteger(w)) {
+    const size_t words =
+        size_t{CeilDivide(w.cols, kUnitInputs)} * WordsOfUnit(w.coding.encoding) * first;
+    const size_t scales = size_t{Groups(w)} * first;
+    range.data = Advance(w.data, words * sizeof(uint32_t));
+    range.coding.scales = Advance(w.coding.scales, scales * SizeOf(w.dtype));
+    range.coding.zeros = static_cast<const uint8_t*>(Advance(w.coding.zeros, scales));
+  } else {
+    const size_t scales = size_t{first / w.coding.block_rows} * Groups(w);
+    range.data = Advance(w.data, size_t{first} * w.cols);
+    range.coding.scales = Advance(w.coding.scales, scales * sizeof(float));
+  }
+  return range;
+}
 
 size_t WeightBytes(const WeightView& w) {
   const size_t values = size_t{w.rows} * w.cols;

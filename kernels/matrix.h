@@ -30,6 +30,11 @@ size_t WeightBytes(const WeightView& weight);
 // Row `row` as the floats that it means, [cols].
 void DecodeRow(const WeightView& weight, uint32_t row, float* out);
 
+// Rows [first, first + rows), where they lie. REQUIRES: CanBeginAt(weight, first).
+WeightView RowRange(const WeightView& weight, uint32_t first, uint32_t rows);
+// Whether no code or scale of the rows before it is shared with this row.
+bool CanBeginAt(const WeightView& weight, uint32_t row);
+
 // out[t, :] = table[ids[t], :].  REQUIRES: every id < table.rows.
 struct EmbedArgs {
   std::span<const uint32_t> ids;  // [tokens]

@@ -58,6 +58,9 @@ void AddDecodeModel(CLI::App* sub, DecodeBenchOptions* o) {
                   "random weights of " + absl::StrJoin(RandomModel::ShapeNames(), ", "))
       ->check(CLI::IsMember(RandomModel::ShapeNames()))
       ->capture_default_str();
+  sub->add_option("--weights", o->weights, "how the shape's matrices are stored")
+      ->check(CLI::IsMember({"bf16", "int8", "int4", "fp8"}))
+      ->capture_default_str();
   sub->add_flag("--random-weights")->description("what there is without --model");
   sub->add_option("--layers", o->layers, "layers (default: the shape's)")
       ->check(CLI::Range(2u, kMaxLayers));

@@ -90,7 +90,7 @@ absl::StatusOr<std::unique_ptr<LocalRunner>> DecodeBench::MakeRunner(const Case*
                                .timeline = timeline};
   if (one != nullptr) {
     options.rows = {.in_place = false, .hot_rows = one->hot_rows, .predict = one->predict};
-    options.backend = BackendFor(o_.backend, source_.files().config);
+    options.backend = BackendFor(o_.backend, source_.files());
     options.graphs = o_.graphs;
     if (o_.placement == "resident") options.placement = RowPlacement::kResident;
     options.link = o_.link;
@@ -186,7 +186,7 @@ BenchCase DecodeBench::Describe(const Case& one, LocalRunner& runner,
   const double attended = double(attended_rows) * double(row_bytes);
   item.bytes = double(source_.weight_bytes()) +
                o_.batch * double(config.layers) * config.kv_heads * (labels + attended);
-  item.flops = o_.batch * (double(source_.weight_bytes()) +
+  item.flops = o_.batch * (2.0 * double(source_.weight_values()) +
                            double(config.layers) * config.heads *
                                (labels + 4.0 * config.head_dim * attended_rows));
   item.seconds_median = Median(seconds);

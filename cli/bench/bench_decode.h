@@ -14,7 +14,8 @@ namespace sparsekv {
 // below; what of the fetching was hidden behind computing, and what was waited for.
 struct DecodeBenchOptions {
   std::string shape = "llama-3.2-1b";
-  uint32_t layers = 0;  // 0 = the shape's
+  std::string weights = "bf16";  // of the shape: bf16, int8, int4, fp8
+  uint32_t layers = 0;           // 0 = the shape's
   uint32_t context = 32768;
   uint32_t batch = 1;
   uint32_t budget = 2048;
@@ -32,7 +33,7 @@ struct DecodeBenchOptions {
   uint32_t warmup = 8;
   uint32_t steps = 16;
   uint32_t threads = 0;
-  std::string backend = "cpu";     // of the measured runner; what it starts from is made on the cpu
+  std::string backend = "cpu";  // of the measured runner; what it starts from is made on the cpu
   std::string placement = "offload";
   bool graphs = true;
   bool dense = false;  // attend every row: no selection, no hot rows

@@ -33,7 +33,7 @@ absl::Status RunCase(const PrefillBenchOptions& o, uint32_t tokens, BenchReport*
   if (absl::Status status = CheckLocalMemory(files, tokens); !status.ok()) return status;
   std::vector<uint32_t> ids(tokens);
   for (uint32_t i = 0; i < tokens; ++i) ids[i] = i * 7919 % kStates;
-  const BackendKind kind = BackendFor(o.backend, files.config);
+  const BackendKind kind = BackendFor(o.backend, files);
   const bool cuda = kind == BackendKind::kCuda;
   std::vector<double> seconds;
   std::string backend;

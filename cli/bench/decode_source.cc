@@ -19,6 +19,12 @@ namespace {
 // Steps on which the walk's cosine is judged.
 constexpr uint32_t kProbeSteps = 4;
 
+Encoding EncodingOf(const std::string& weights) {
+  if (weights == "int8") return Encoding::kInt8;
+  if (weights == "int4") return Encoding::kInt4;
+  return weights == "fp8" ? Encoding::kFp8 : Encoding::kPlain;
+}
+
 // Random weights; rows and labels made up; queries that turn a little from step to step.
 class RandomSource final : public DecodeSource {
  public:
@@ -41,7 +47,8 @@ class RandomSource final : public DecodeSource {
                                     .layers = o.layers,
                                     .context = o.context,
                                     .layer_similarity = o.layer_similarity,
-                                    .states = source->steps_ * o.batch});
+                                    .states = source->steps_ * o.batch,
+                                    .encoding = EncodingOf(o.weights)});
     if (!model.ok()) return model.status();
     source->model_ = *std::move(model);
     const ModelFiles& files = source->model_->files();
@@ -53,6 +60,7 @@ class RandomSource final : public DecodeSource {
 
   const ModelFiles& files() const override { return model_->files(); }
   size_t weight_bytes() const override { return model_->weight_bytes(); }
+  size_t weight_values() const override { return model_->weight_values(); }
 
   absl::Status Prepare(LocalRunner& runner) override {
     const uint32_t start = trace_ ? trace_->facts().position : o_.context - steps_;
@@ -183,12 +191,13 @@ class RealSource final : public DecodeSource {
   const ModelFiles& files() const override { return files_; }
   size_t weight_bytes() const override {
     size_t bytes = 0;
-    auto add = [&](const WeightView& w) { bytes += size_t{w.rows} * w.cols * SizeOf(w.dtype); };
-    for (const LayerWeights& l : files_.weights->layers) {
-      for (const WeightView* w : {&l.wq, &l.wk, &l.wv, &l.wo, &l.gate, &l.up, &l.down}) add(*w);
-    }
-    add(files_.weights->lm_head);
+    ForEachMatrix([&](const WeightView& w) { bytes += WeightBytes(w); });
     return bytes;
+  }
+  size_t weight_values() const override {
+    size_t values = 0;
+    ForEachMatrix([&](const WeightView& w) { values += size_t{w.rows} * w.cols; });
+    return values;
   }
 
   absl::Status Prepare(LocalRunner& runner) override {
@@ -216,6 +225,14 @@ class RealSource final : public DecodeSource {
   }
 
  private:
+  template <typename Visit>
+  void ForEachMatrix(const Visit& visit) const {
+    for (const LayerWeights& l : files_.weights->layers) {
+      for (const WeightView* w : {&l.wq, &l.wk, &l.wv, &l.wo, &l.gate, &l.up, &l.down}) visit(*w);
+    }
+    visit(files_.weights->lm_head);
+  }
+
   explicit RealSource(const DecodeBenchOptions& o) : o_(o) {}
 
   uint32_t Highest(const float* logits) const {

@@ -19,7 +19,8 @@ class DecodeSource {
   static absl::StatusOr<std::unique_ptr<DecodeSource>> Make(const DecodeBenchOptions& options);
 
   virtual const ModelFiles& files() const = 0;
-  virtual size_t weight_bytes() const = 0;
+  virtual size_t weight_bytes() const = 0;   // that a step reads
+  virtual size_t weight_values() const = 0;  // and multiplies with
   // Fills a runner whose rows are attended where they lie; others copy from it.
   virtual absl::Status Prepare(LocalRunner& runner) = 0;
   // One step of every sequence. Steps of one runner come in order, from 0.

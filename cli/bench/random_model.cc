@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <map>
 #include <thread>
 
@@ -72,6 +73,23 @@ void FillBf16(void* memory, size_t values, double deviation, uint64_t seed) {
   for (std::thread& worker : workers) worker.join();
 }
 
+void FillBits(void* memory, size_t bytes, uint64_t seed) {
+  auto* out = static_cast<std::byte*>(memory);
+  const unsigned threads = std::max(1u, std::thread::hardware_concurrency());
+  std::vector<std::thread> workers;
+  for (unsigned t = 0; t < threads; ++t) {
+    workers.emplace_back([=] {
+      const size_t words = bytes / sizeof(uint64_t);
+      for (size_t i = words * t / threads; i < words * (t + 1) / threads; ++i) {
+        const uint64_t bits = Mix(seed + i * 0x9E3779B97F4A7C15ull);
+        std::memcpy(out + i * sizeof bits, &bits, sizeof bits);
+      }
+    });
+  }
+  for (std::thread& worker : workers) worker.join();
+  std::memset(out + bytes / 8 * 8, 0, bytes % 8);
+}
+
 std::vector<std::string> RandomModel::ShapeNames() {
   std::vector<std::string> names;
   for (const auto& [name, shape] : Shapes()) names.push_back(name);
@@ -111,7 +129,44 @@ absl::StatusOr<std::unique_ptr<RandomModel>> RandomModel::Make(const RandomModel
   return model;
 }
 
+// Codes of random bits, integers in groups of 128 inputs and float8 with a scale per row, whose
+// scales give the deviation.
+WeightView RandomModel::Codes(uint32_t rows, uint32_t cols, double deviation) {
+  const bool fp8 = encoding_ == Encoding::kFp8;
+  WeightView view = {nullptr, DType::kBF16, rows, cols};
+  view.coding = {.encoding = encoding_,
+                 .group = fp8 || cols % 128 != 0 ? cols : 128,
+                 .block_rows = 1,
+                 .zero = static_cast<uint8_t>(encoding_ == Encoding::kInt4 ? 8 : 128)};
+  Block block{std::make_unique_for_overwrite<std::byte[]>(WeightBytes(view)), WeightBytes(view)};
+  const size_t scale_bytes = fp8 ? sizeof(float) : sizeof(uint16_t);
+  const size_t scales = fp8 ? rows
+                            : size_t{CeilDivide(rows, kPanelOutputs)} * kPanelOutputs *
+                                  CeilDivide(cols, view.coding.group);
+  const size_t code_bytes = block.bytes - scales * scale_bytes;
+  FillBits(block.memory.get(), code_bytes, Mix(++seed_));
+  double power = 0;  // of a code
+  for (int code = 0; code < 256; ++code) {
+    const double value = fp8 ? ((code & 0x7F) == 0x7F ? 480 : FromE4M3(static_cast<uint8_t>(code)))
+                         : encoding_ == Encoding::kInt4 ? code % 16 - 8
+                                                        : code - 128;
+    power += value * value / 256;
+  }
+  const auto scale = static_cast<float>(deviation / std::sqrt(power));
+  std::byte* const to = block.memory.get() + code_bytes;
+  for (size_t i = 0; i < scales; ++i) {
+    StoreValue(to, i, fp8 ? DType::kF32 : DType::kBF16, scale);
+  }
+  view.data = block.memory.get();
+  view.coding.scales = to;
+  blocks_.push_back(std::move(block));
+  weight_bytes_ += blocks_.back().bytes;
+  return view;
+}
+
 WeightView RandomModel::Matrix(uint32_t rows, uint32_t cols, double deviation) {
+  weight_values_ += size_t{rows} * cols;
+  if (encoding_ != Encoding::kPlain) return Codes(rows, cols, deviation);
   Block block{std::make_unique_for_overwrite<std::byte[]>(size_t{2} * rows * cols),
               size_t{2} * rows * cols};
   FillBf16(block.memory.get(), size_t{rows} * cols, deviation, Mix(++seed_));
@@ -130,6 +185,7 @@ WeightView RandomModel::Ones(uint32_t cols) {
 void RandomModel::MakeWeights(const RandomModelSpec& spec) {
   const ModelConfig& config = files_.config;
   seed_ = spec.seed << 32;
+  encoding_ = spec.encoding;
   files_.weights = Weights::MadeUp(DType::kBF16);
   Weights& weights = *files_.weights;
   const uint32_t hidden = config.hidden_size, q = config.heads * config.head_dim,

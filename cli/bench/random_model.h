@@ -27,6 +27,7 @@ struct RandomModelSpec {
   double layer_similarity = 0.95;
   uint32_t states = 0;  // token ids 0 .. states-1
   uint64_t seed = 1;
+  Encoding encoding = Encoding::kPlain;  // of the matrices; kPlain: bfloat16
 };
 
 class RandomModel {
@@ -38,7 +39,8 @@ class RandomModel {
   const ModelFiles& files() const { return files_; }
   // Makes the walk anew.
   void SetSteps(double step_cosine);
-  size_t weight_bytes() const { return weight_bytes_; }  // that one step reads
+  size_t weight_bytes() const { return weight_bytes_; }    // that one step reads
+  size_t weight_values() const { return weight_values_; }  // and multiplies with
 
  private:
   struct Block {
@@ -47,6 +49,7 @@ class RandomModel {
   };
   RandomModel() = default;
   WeightView Matrix(uint32_t rows, uint32_t cols, double deviation);
+  WeightView Codes(uint32_t rows, uint32_t cols, double deviation);
   WeightView Ones(uint32_t cols);
   void MakeWeights(const RandomModelSpec& spec);
   void MakeChannels(uint64_t seed);
@@ -56,10 +59,13 @@ class RandomModel {
   uint16_t* embed_ = nullptr;  // [states, hidden]
   uint32_t states_ = 0;
   uint64_t seed_ = 0;
-  size_t weight_bytes_ = 0;
+  size_t weight_bytes_ = 0, weight_values_ = 0;
+  Encoding encoding_ = Encoding::kPlain;
 };
 
 // Fills with bfloat16 values of a uniform distribution of the given deviation, on all cores.
 void FillBf16(void* memory, size_t values, double deviation, uint64_t seed);
+// Fills with random bits, on all cores.
+void FillBits(void* memory, size_t bytes, uint64_t seed);
 
 }  // namespace sparsekv

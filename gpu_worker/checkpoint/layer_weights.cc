@@ -1,6 +1,8 @@
 #include "gpu_worker/checkpoint/layer_weights.h"
 
-#include "base/check.h"
+#include <initializer_list>
+#include <utility>
+
 #include "base/concat.h"
 
 namespace sparsekv {
@@ -74,14 +76,20 @@ void WantExperts(const ModelConfig& c, LayerWeights& layer, Wants& wants) {
   }
 }
 
-// Rows [first, first + rows) of a matrix.
-WeightView RowRange(const WeightView& matrix, uint32_t first, uint32_t rows) {
-  CHECK_LE(first + rows, matrix.rows);
-  WeightView range = matrix;
-  const size_t row_bytes = size_t{matrix.cols} * SizeOf(matrix.dtype);
-  range.data = static_cast<const std::byte*>(matrix.data) + first * row_bytes;
-  range.rows = rows;
-  return range;
+// Sets `views` to ranges of rows of the tensor, one after the other.
+absl::Status Split(const char* name, const WeightView& fused,
+                   std::initializer_list<std::pair<WeightView*, uint32_t>> views) {
+  uint32_t first = 0;
+  for (const auto& [view, rows] : views) {
+    if (!CanBeginAt(fused, first)) {
+      return absl::InvalidArgumentError(Concat(name, ": no codes of their own for the rows from ",
+                                               first,
+                                               ", which share a block or panel with those before"));
+    }
+    *view = RowRange(fused, first, rows);
+    first += rows;
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -99,14 +107,14 @@ void WantLayer(const ModelConfig& config, uint32_t index, LayerWeights& layer,
   }
 }
 
-void SplitFused(const ModelConfig& config, LayerWeights& layer) {
-  if (!config.fused_projections) return;
+absl::Status SplitFused(const ModelConfig& config, LayerWeights& layer) {
+  if (!config.fused_projections) return absl::OkStatus();
   const uint32_t q = config.heads * config.head_dim, kv = config.kv_heads * config.head_dim;
-  layer.wq = RowRange(layer.qkv, 0, q);
-  layer.wk = RowRange(layer.qkv, q, kv);
-  layer.wv = RowRange(layer.qkv, q + kv, kv);
-  layer.gate = RowRange(layer.gate_up, 0, config.intermediate_size);
-  layer.up = RowRange(layer.gate_up, config.intermediate_size, config.intermediate_size);
+  const uint32_t wide = config.intermediate_size;
+  absl::Status status =
+      Split("qkv_proj", layer.qkv, {{&layer.wq, q}, {&layer.wk, kv}, {&layer.wv, kv}});
+  if (!status.ok()) return status;
+  return Split("gate_up_proj", layer.gate_up, {{&layer.gate, wide}, {&layer.up, wide}});
 }
 
 }  // namespace sparsekv

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "gpu_worker/checkpoint/model_config.h"
 #include "kernels/matrix.h"
 
@@ -52,8 +53,8 @@ struct WantedTensor {
 void WantLayer(const ModelConfig& config, uint32_t index, LayerWeights& layer,
                std::vector<WantedTensor>& wanted);
 
-// Once they are: the ranges of fused tensors.
-void SplitFused(const ModelConfig& config, LayerWeights& layer);
+// Once they are: the ranges of fused tensors. The error names the tensor.
+absl::Status SplitFused(const ModelConfig& config, LayerWeights& layer);
 
 // Calls visit(view) for every matrix and vector that the forward pass reads.
 template <typename AnyLayer, typename Visit>

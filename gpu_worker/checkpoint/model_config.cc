@@ -28,9 +28,6 @@ void CheckFeatures(JsonFields& fields) {
   if (fields.PositiveOr("partial_rotary_factor", 1.0) != 1.0) {
     fields.Refuse("partial_rotary_factor", "is not supported (supported: 1.0)");
   }
-  if (fields.Has("quantization_config")) {
-    fields.Refuse("quantization_config", "is not supported (supported: unquantised weights)");
-  }
 }
 
 void ReadHeads(const json& object, const FamilyTraits& traits, JsonFields& fields,
@@ -125,6 +122,17 @@ void ReadTypeAndBos(JsonFields& fields, ModelConfig& config) {
   }
 }
 
+absl::Status ReadQuantization(JsonFields& fields, ModelConfig& config) {
+  if (!fields.Has("quantization_config")) return absl::OkStatus();
+  if (!fields.Value("quantization_config").is_object()) {
+    fields.Refuse("quantization_config", "is not an object");
+    return fields.status();
+  }
+  auto read = QuantizationConfig::Read(fields.Value("quantization_config"), fields.file());
+  if (read.ok()) config.quantization = *std::move(read);
+  return read.status();
+}
+
 absl::Status ReadGenerationConfig(const std::string& path, ModelConfig& config) {
   absl::StatusOr<json> object = ReadJsonObject(path, kMaxConfigBytes);
   if (absl::IsNotFound(object.status())) return absl::OkStatus();
@@ -165,6 +173,7 @@ absl::StatusOr<ModelConfig> ModelConfig::Load(const std::string& model_dir) {
   if (!fields.status().ok()) return fields.status();
   if (absl::Status rope = ReadRope(*object, traits, fields, config); !rope.ok()) return rope;
   ReadStructure(*object, fields, config);
+  if (absl::Status read = ReadQuantization(fields, config); !read.ok()) return read;
   if (!fields.status().ok()) return fields.status();
   absl::Status generation = ReadGenerationConfig(model_dir + "/generation_config.json", config);
   if (!generation.ok()) return generation;

@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "base/dtype.h"
 #include "gpu_worker/checkpoint/family.h"
+#include "gpu_worker/checkpoint/quantization_config.h"
 #include "gpu_worker/checkpoint/rope_scaling.h"
 
 namespace sparsekv {
@@ -51,6 +52,7 @@ struct ModelConfig {
   // The type of token rows: the checkpoint's own. torch_dtype of config.json (absent: float32)
   // until LoadCheckpoint (weights.h) sets it from the weights themselves.
   DType row_dtype = DType::kF32;
+  QuantizationConfig quantization;
 
   uint32_t group() const { return heads / kv_heads; }  // query heads per KV head
 

@@ -130,10 +130,11 @@ absl::Status Bind(const SafetensorsFile& file, const Wanted& wanted) {
 }
 
 absl::Status MissingTensors(const std::string& model_dir, const std::vector<Wanted>& wanted,
-                            const TensorFiles& tensors) {
+                            const TensorFiles& tensors, const QuantizedWeights& quantized) {
   std::vector<std::string> missing;
   for (const Wanted& tensor : wanted) {
-    if (!tensors.holder.contains(tensor.name)) missing.push_back(tensor.name);
+    if (tensors.holder.contains(tensor.name) || quantized.Holds(tensor.name)) continue;
+    missing.push_back(tensor.name);
   }
   if (missing.empty()) return absl::OkStatus();
   return absl::InvalidArgumentError(Concat(model_dir, ": ", missing.size(),
@@ -141,12 +142,43 @@ absl::Status MissingTensors(const std::string& model_dir, const std::vector<Want
                                            " missing: ", absl::StrJoin(missing, ", ")));
 }
 
+// Where a matrix's codes, scales and zero points lie.
+TensorLookup LookupIn(const std::string& model_dir, const TensorFiles& tensors) {
+  return [holder = tensors.holder, model_dir](const std::string& name) -> FoundTensor {
+    const auto found = holder.find(name);
+    if (found == holder.end()) return {nullptr, model_dir};
+    return {found->second->Find(name), found->second->path()};
+  };
+}
+
+absl::Status BindAll(const std::vector<Wanted>& wanted, const TensorFiles& tensors,
+                     QuantizedWeights& quantized) {
+  std::set<std::string_view> names;
+  for (const Wanted& tensor : wanted) names.insert(tensor.name);
+  for (const Wanted& tensor : wanted) {
+    absl::Status bound;
+    if (tensor.rows > 0 && quantized.Holds(tensor.name)) {
+      const std::string bias = tensor.name.substr(0, tensor.name.rfind('.')) + ".bias";
+      bound =
+          quantized.Bind(tensor.name, tensor.rows, tensor.cols, names.contains(bias), tensor.view);
+    } else {
+      bound = Bind(*tensors.holder.at(tensor.name), tensor);
+    }
+    if (!bound.ok()) return bound;
+  }
+  return absl::OkStatus();
+}
+
 // Tensors that nothing reads may mean another model than config.json says (a bias, say). Loading
 // goes on, as other loaders do, but not in silence.
 void WarnOfUnused(const std::string& model_dir, const std::vector<Wanted>& wanted,
-                  const TensorFiles& tensors, bool tied) {
-  std::set<std::string_view> used;
-  for (const Wanted& tensor : wanted) used.insert(tensor.name);
+                  const TensorFiles& tensors, const QuantizedWeights& quantized, bool tied) {
+  std::set<std::string> used;
+  for (const Wanted& tensor : wanted) {
+    used.insert(tensor.name);
+    if (!quantized.Holds(tensor.name)) continue;
+    for (std::string& part : quantized.Parts(tensor.name)) used.insert(std::move(part));
+  }
   size_t unused = 0;
   std::string_view first;
   for (const auto& [name, file] : tensors.holder) {
@@ -211,9 +243,17 @@ void HashStructure(const ModelConfig& c, Hasher& hasher) {
   }
 }
 
+// The first and last bytes.
+void Sample(Hasher& hasher, const void* data, size_t bytes) {
+  const size_t sample = std::min(bytes, kSampleBytes);
+  hasher.Bytes(data, sample);
+  hasher.Bytes(static_cast<const std::byte*>(data) + bytes - sample, sample);
+}
+
 // Only what the forward pass computes with: a longer max_context or another EOS id leaves rows,
 // labels and channel configs valid.
-uint64_t Fingerprint(const ModelConfig& c, const std::vector<Wanted>& wanted) {
+uint64_t Fingerprint(const ModelConfig& c, const std::vector<Wanted>& wanted,
+                     const QuantizedWeights& quantized, const TensorLookup& lookup) {
   Hasher hasher;
   hasher.Text("sparsekv-model-1");
   for (uint32_t size : {c.vocab_size, c.hidden_size, c.intermediate_size, c.layers, c.heads,
@@ -232,11 +272,17 @@ uint64_t Fingerprint(const ModelConfig& c, const std::vector<Wanted>& wanted) {
     hasher.Text(Name(view.dtype));
     hasher.Number(uint64_t{view.rows});
     hasher.Number(uint64_t{view.cols});
-    const size_t bytes = size_t{view.rows} * view.cols * SizeOf(view.dtype);
-    const size_t sample = std::min(bytes, kSampleBytes);
-    const auto* data = static_cast<const std::byte*>(view.data);
-    hasher.Bytes(data, sample);
-    hasher.Bytes(data + bytes - sample, sample);
+    if (view.plain()) {
+      Sample(hasher, view.data, WeightBytes(view));
+      continue;
+    }
+    quantized.config().Hash([&](uint64_t number) { hasher.Number(number); });
+    for (const std::string& part : quantized.Parts(tensor.name)) {
+      const SafetensorsEntry& entry = *lookup(part).entry;
+      hasher.Text(part);
+      hasher.Text(entry.dtype_name);
+      Sample(hasher, entry.data, entry.bytes);
+    }
   }
   return hasher.Digest();
 }
@@ -251,36 +297,45 @@ std::unique_ptr<Weights> Weights::MadeUp(DType row_dtype) {
 }
 
 absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(const std::string& model_dir,
-                                                       const ModelConfig& config) {
+                                                       const ModelConfig& config, Use use) {
   absl::StatusOr<TensorFiles> tensors = OpenFiles(model_dir);
   if (!tensors.ok()) return tensors.status();
   std::unique_ptr<Weights> weights(new Weights);
   weights->layers.resize(config.layers);
   const std::vector<Wanted> wanted = WantedTensors(config, *weights);
-  absl::Status complete = MissingTensors(model_dir, wanted, *tensors);
+  const TensorLookup lookup = LookupIn(model_dir, *tensors);
+  auto quantized = std::make_unique<QuantizedWeights>(config.quantization, lookup);
+  absl::Status complete = MissingTensors(model_dir, wanted, *tensors, *quantized);
   if (!complete.ok()) return complete;
-  for (const Wanted& tensor : wanted) {
-    absl::Status bound = Bind(*tensors->holder.at(tensor.name), tensor);
-    if (!bound.ok()) return bound;
+  absl::Status bound = BindAll(wanted, *tensors, *quantized);
+  if (!bound.ok()) return bound;
+  WarnOfUnused(model_dir, wanted, *tensors, *quantized, config.tie_embeddings);
+  weights->fingerprint_ = Fingerprint(config, wanted, *quantized, lookup);
+  if (use == Use::kCompute) {
+    if (absl::Status packed = quantized->Pack(); !packed.ok()) return packed;
   }
-  for (LayerWeights& layer : weights->layers) SplitFused(config, layer);
-  WarnOfUnused(model_dir, wanted, *tensors, config.tie_embeddings);
+  for (LayerWeights& layer : weights->layers) {
+    if (absl::Status split = SplitFused(config, layer); !split.ok()) return split;
+  }
   if (config.tie_embeddings) weights->lm_head = weights->embed;
-  weights->row_dtype_ = weights->layers[0].wk.dtype;
+  const auto row_dtype = [&](const WeightView& view) {
+    return view.plain() ? view.dtype : config.row_dtype;
+  };
+  weights->row_dtype_ = row_dtype(weights->layers[0].wk);
   for (const LayerWeights& layer : weights->layers) {
-    for (DType dtype : {layer.wk.dtype, layer.wv.dtype}) {
+    for (DType dtype : {row_dtype(layer.wk), row_dtype(layer.wv)}) {
       if (dtype != weights->row_dtype_) weights->row_dtype_ = DType::kF32;
     }
   }
-  weights->fingerprint_ = Fingerprint(config, wanted);
+  if (quantized->any()) weights->quantized_ = std::move(quantized);
   weights->files_ = std::move(tensors->files);
   return weights;
 }
 
-absl::StatusOr<Checkpoint> LoadCheckpoint(const std::string& model_dir) {
+absl::StatusOr<Checkpoint> LoadCheckpoint(const std::string& model_dir, Weights::Use use) {
   absl::StatusOr<ModelConfig> config = ModelConfig::Load(model_dir);
   if (!config.ok()) return config.status();
-  absl::StatusOr<std::unique_ptr<Weights>> weights = Weights::Load(model_dir, *config);
+  absl::StatusOr<std::unique_ptr<Weights>> weights = Weights::Load(model_dir, *config, use);
   if (!weights.ok()) return weights.status();
   config->row_dtype = (*weights)->row_dtype();
   return Checkpoint{*std::move(config), *std::move(weights)};
