@@ -176,6 +176,48 @@ TEST_P(FamilyPromisesTest, EveryWayGivesTheSameBits) {
   }
 }
 
+// From a layer's own input the predictor gives the layer's own queries, on the label channels.
+TEST_P(FamilyPromisesTest, PredictedQueriesAreTheLayersOwn) {
+  auto runner = Make({.rows = {.in_place = false, .predict = true}}, 2);
+  const ModelConfig& c = files_.config;
+  Backend& backend = *runner->device().backend;
+  const Scratch::Ahead& ahead = runner->model().scratch().ahead;
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  std::vector<float> input(2 * c.hidden_size), normed(input.size());
+  for (float& value : input) value = normal(random);
+  for (uint32_t layer = 0; layer < c.layers; ++layer) {
+    const LayerWeights& w = files_.weights->layers[layer];
+    std::vector<float> q(size_t{2} * c.heads * c.head_dim);
+    const ProjectArgs::Output output = {w.wq, q.data()};
+    backend.Project({.x = input.data(),
+                     .tokens = 2,
+                     .norm = w.attention_norm,
+                     .epsilon = c.rms_norm_eps,
+                     .normed = normed.data(),
+                     .outputs = {&output, 1}});
+    if (w.bq.data) backend.AddBias({.x = q.data(), .tokens = 2, .bias = w.bq});
+    if (w.q_norm.data) {
+      backend.RmsNorm({.x = q.data(),
+                       .tokens = 2 * c.heads,
+                       .weight = w.q_norm,
+                       .epsilon = c.rms_norm_eps,
+                       .out = q.data()});
+    }
+    std::ranges::copy(input, ahead.normed);
+    runner->device().predictor->Project(layer, 2, ahead);
+    const ChannelConfig& channels = *files_.channels;
+    for (uint32_t head = 0; head < 2 * c.heads; ++head) {
+      const uint32_t kv_head = head % c.heads / c.group();
+      for (uint32_t i = 0; i < channels.channels; ++i) {
+        const size_t at =
+            size_t{head} * c.head_dim + channels.Layer(layer)[kv_head * channels.channels + i];
+        ASSERT_EQ(ahead.q[at], q[at]) << "layer " << layer << ", head " << head;
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Families, FamilyPromisesTest,
                          ::testing::ValuesIn(testing::GoldenFamilies()), [](const auto& test) {
                            std::string name = test.param;
