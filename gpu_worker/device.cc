@@ -59,7 +59,7 @@ BackendKind BackendFor(std::string_view name, const ModelFiles& files) {
   if (name != "auto" || !WhyNoCuda().empty()) return BackendKind::kCpu;
   const absl::Status able = files.CheckCuda();
   if (able.ok()) return BackendKind::kCuda;
-  spdlog::info("backend cpu: {}", able.message());
+  spdlog::info("backend cpu: {}", std::string(able.message()));
   return BackendKind::kCpu;
 }
 

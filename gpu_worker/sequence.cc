@@ -168,7 +168,10 @@ void Sequence::FillEnd(v1::FinishReason reason, v1::SequenceEnd* end) const {
   end->set_generated(generated());
   auto* sparsity = end->mutable_sparsity();
   sparsity->set_attention(start_.attention());
-  sparsity->set_budget_effective(budget_.dense() ? computed_ : budget_.At(std::max(computed_, 1u)));
+  // Of the layers that see most: in a window there is less to attend.
+  const uint32_t last = std::max(computed_, 1u) - 1;
+  const uint32_t first = FirstInWindow(last, device_->model->config().widest_window());
+  sparsity->set_budget_effective(budget_.dense() ? computed_ - first : budget_.At(last + 1, first));
   sparsity->set_rows_selected(counts_.selected);
   sparsity->set_rows_fetched(counts_.useful + counts_.missed);
   sparsity->set_hits(counts_.hits);

@@ -253,6 +253,10 @@ TEST(LongRopeTest, ShortAndLongSequencesShareABatch) {
   device->model->BeginStep(StepKind::kPrompt);
   device->model->Forward(items);
   device->model->EndStep();
+  const std::vector<float> short_logits(device->model->Logits(kLength - 1, 1),
+                                        device->model->Logits(kLength - 1, 1) + 8);
+  const float* long_logits = device->model->Logits(2 * kLength - 1, 1);
+  EXPECT_NE(short_logits, std::vector<float>(long_logits, long_logits + 8));
   for (uint32_t i = 0; i < kSequences; ++i) {
     auto alone = LocalRunner::Make(files, {.max_tokens = longs[i] ? original + 1 : original});
     ASSERT_TRUE(alone.ok()) << alone.status();

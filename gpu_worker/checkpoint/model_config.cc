@@ -28,6 +28,9 @@ void CheckFeatures(JsonFields& fields) {
   if (fields.PositiveOr("partial_rotary_factor", 1.0) != 1.0) {
     fields.Refuse("partial_rotary_factor", "is not supported (supported: 1.0)");
   }
+  if (fields.PositiveOr("rope_condense_ratio", 1.0) != 1.0) {  // of the first LongChat's own code
+    fields.Refuse("rope_condense_ratio", "is not supported (supported: rope_scaling, linear)");
+  }
 }
 
 void ReadHeads(const json& object, const FamilyTraits& traits, JsonFields& fields,
@@ -147,6 +150,11 @@ absl::Status ReadGenerationConfig(const std::string& path, ModelConfig& config) 
 std::vector<float> ModelConfig::InverseFrequency(bool long_rope) const {
   return RopeConfig{.theta = rope_theta, .scaling = rope_scaling}.InverseFrequency(head_dim,
                                                                                    long_rope);
+}
+
+uint32_t ModelConfig::widest_window() const {
+  if (windows.empty() || std::ranges::count(windows, 0u) > 0) return 0;
+  return *std::ranges::max_element(windows);
 }
 
 float ModelConfig::attention_scale() const {

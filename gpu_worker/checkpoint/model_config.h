@@ -57,6 +57,8 @@ struct ModelConfig {
   uint32_t group() const { return heads / kv_heads; }  // query heads per KV head
 
   uint32_t window(uint32_t layer) const { return windows.empty() ? 0 : windows[layer]; }
+  // Of what no layer attends more; 0 = some layer attends everything.
+  uint32_t widest_window() const;
   bool has_experts(uint32_t layer) const { return experts.count > 0 && experts.layers[layer]; }
   const char* architecture() const;
 

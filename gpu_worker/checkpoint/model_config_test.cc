@@ -150,6 +150,9 @@ TEST(ModelConfig, RefusesOtherArchitectures) {
   EXPECT_NE(ErrorWith({{"quantization_config", {{"bits", 4}}}}), "");
   EXPECT_EQ(ErrorWith({{"partial_rotary_factor", 0.5}}),
             "config.json: partial_rotary_factor 0.5 is not supported (supported: 1.0)");
+  EXPECT_EQ(
+      ErrorWith({{"rope_condense_ratio", 8}}),
+      "config.json: rope_condense_ratio 8 is not supported (supported: rope_scaling, linear)");
   EXPECT_NE(ErrorWith({{"torch_dtype", "float64"}}), "");
 }
 
