@@ -170,8 +170,8 @@ void Sequence::FillEnd(v1::FinishReason reason, v1::SequenceEnd* end) const {
   sparsity->set_attention(start_.attention());
   // Of the layers that see most: in a window there is less to attend.
   const uint32_t last = std::max(computed_, 1u) - 1;
-  const uint32_t first = FirstInWindow(last, device_->model->config().widest_window());
-  sparsity->set_budget_effective(budget_.dense() ? computed_ - first : budget_.At(last + 1, first));
+  const uint32_t begin = FirstInWindow(last, device_->model->config().widest_window());
+  sparsity->set_budget_effective(budget_.dense() ? computed_ - begin : budget_.At(last + 1, begin));
   sparsity->set_rows_selected(counts_.selected);
   sparsity->set_rows_fetched(counts_.useful + counts_.missed);
   sparsity->set_hits(counts_.hits);
