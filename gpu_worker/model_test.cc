@@ -234,6 +234,20 @@ TEST_P(ModelTest, BatchDoesNotMatter) {
 
 INSTANTIATE_TEST_SUITE_P(Shapes, ModelTest, testing::Range(size_t{0}, Shapes().size()));
 
+TEST(CodesTest, CudaDevicesRefuseThemByTheField) {
+  const RandomCheckpoint codes({.gptq = true}, 4), floats({}, 4);
+  EXPECT_EQ(
+      codes.files().CheckCuda().message(),
+      codes.dir() +
+          "/config.json: quantization_config.quant_method \"gptq\" is not supported with CUDA "
+          "devices");
+  EXPECT_TRUE(floats.files().CheckCuda().ok());
+  EXPECT_EQ(BackendFor("auto", codes.files()), BackendKind::kCpu);
+  EXPECT_EQ(BackendFor("cuda", codes.files()), BackendKind::kCuda);
+  auto runner = LocalRunner::Make(codes.files(), {.max_tokens = 8, .backend = BackendKind::kCuda});
+  EXPECT_EQ(runner.status().message(), codes.files().CheckCuda().message());
+}
+
 TEST(MemoryPlanTest, IsWhatTheArenaHolds) {
   RandomCheckpoint checkpoint({.context = 4096}, 3);
   for (size_t budget : {size_t{2} << 20, size_t{8} << 20, size_t{64} << 20}) {

@@ -171,95 +171,106 @@ TEST(QuantizedWeights, RefusesConfigsInOneLine) {
           "config_groups.*.weights.actorder \"group\" is not supported (supported: null, "
           "\"weight\", \"static\")");
   EXPECT_NE(Error(With(kInt8, {{"config_groups", {{"group_1", json::object()}}}})), "");
-  EXPECT_NE(Error(json::array()), "");
+  TempDir dir;
+  WriteTinyCheckpoint(dir.path());
+  json config = TinyConfig();
+  config["quantization_config"] = json::array({1});
+  WriteFile(dir.File("config.json"), config.dump());
+  EXPECT_EQ(LoadCheckpoint(dir.path()).status().message(),
+            dir.path() + "/config.json: quantization_config [1] is not an object");
 }
 
-TEST(QuantizedWeights, RefusesTensorsInOneLine) {
-  const auto refuses = [](const json& config, const Change& change, const std::string& what) {
-    EXPECT_EQ(Error(config, change), what);
-  };
-  const std::string tensor = "/model.safetensors: tensor \"" + kQ;
-  refuses(
+const std::string kTensor = "/model.safetensors: tensor \"" + kQ;
+
+void Refuses(const json& config, const Change& change, const std::string& what) {
+  EXPECT_EQ(Error(config, change), what);
+}
+
+TEST(QuantizedWeights, RefusesIntegersInOneLine) {
+  Refuses(
       kGptq,
       [](Tensors& t) {
         t[kQ + ".scales"].shape = {2, 32};
       },
-      tensor + ".scales\" has shape [2, 32], expected [3, 32]");
-  refuses(
+      kTensor + ".scales\" has shape [2, 32], expected [3, 32]");
+  Refuses(
       kGptq, [](Tensors& t) { t[kQ + ".qweight"].dtype = "F32"; },
-      tensor + ".qweight\" has dtype F32, expected I32");
-  refuses(
+      kTensor + ".qweight\" has dtype F32, expected I32");
+  Refuses(
       kAwq,
       [](Tensors& t) {
         t[kQ + ".qweight"].shape = {3, 32};
       },
-      tensor + ".qweight\" has shape [3, 32], expected [24, 4]");
-  refuses(
+      kTensor + ".qweight\" has shape [3, 32], expected [24, 4]");
+  Refuses(
       kGptq, [](Tensors& t) { t.erase(kQ + ".qzeros"); },
       ": tensor \"" + kQ + ".qzeros\" is missing");
-  refuses(
+  Refuses(
       kGptq, [](Tensors& t) { t.erase(kQ + ".qweight"); },
       ": tensor \"" + kQ + ".qweight\" is missing");
   const json ordered = With(kGptq, {{"desc_act", true}});
-  refuses(
+  Refuses(
       ordered, [](Tensors& t) { t.erase(kQ + ".g_idx"); },
       ": tensor \"" + kQ + ".g_idx\" is missing");
   for (uint32_t wrong : {3u, 0xFFFFFFFFu}) {
-    refuses(
+    Refuses(
         kGptq,
         [&](Tensors& t) { std::memcpy(t[kQ + ".g_idx"].bytes.data() + 20, &wrong, sizeof wrong); },
-        tensor + ".g_idx\" names group " + (wrong == 3 ? "3" : "-1") + " of input 5, there are 3");
+        kTensor + ".g_idx\" names group " + (wrong == 3 ? "3" : "-1") + " of input 5, there are 3");
   }
-  refuses(
+  Refuses(
       ordered, [](Tensors& t) { t[kQ + ".g_idx"].bytes.assign(24 * 4, '\0'); },
-      tensor + ".g_idx\" gives group 0 more than 8 inputs");
-  refuses(
+      kTensor + ".g_idx\" gives group 0 more than 8 inputs");
+  Refuses(
       With(kGptq, {{"group_size", 16}}), {},
       "/config.json: quantization_config.group_size 16 does not divide the inputs of module \"" +
           kQ + "\" [32, 24]");
-  refuses(
+  Refuses(
       kGptq,
       [](Tensors& t) {
         t[kQ + ".weight"] = {"F16", {32, 24}, ""};
       },
-      tensor + ".weight\" is there twice: plain and as codes");
-  refuses(
+      kTensor + ".weight\" is there twice: plain and as codes");
+  Refuses(
       kGptq,
       [](Tensors& t) {
         t[kQ + ".bias"] = {"F16", {32}, ""};
       },
-      tensor + ".bias\" is not part of the model and not zero");
+      kTensor + ".bias\" is not part of the model and not zero");
   EXPECT_EQ(Error(kGptq,
                   [](Tensors& t) {
                     t[kQ + ".bias"] = {"F16", {32}, std::string(64, 0)};
                   }),
             "");
-  refuses(
+  Refuses(
       kGptq, [](Tensors& t) { t[kQ + ".scales"].bytes = std::string(192, '\x7c'); },
       "/model.safetensors: module \"" + kQ + "\" holds a scale that is not finite");
-  refuses(
+}
+
+TEST(QuantizedWeights, RefusesFloat8AndCompressedTensorsInOneLine) {
+  Refuses(
       kFp8, [](Tensors& t) { t[kQ + ".weight"].bytes = std::string(32 * 24, '\xff'); },
       "/model.safetensors: module \"" + kQ + "\" holds a weight that is NaN");
-  refuses(
+  Refuses(
       kFp8, [](Tensors& t) { t[kQ + ".weight_scale_inv"].bytes = std::string(16, '\x50'); },
       tensor +
-          ".weight_scale_inv\" holds the scale 1.39794e+10, not supported (supported: up "
+          ".weight_scale_inv\" holds the scale 1.39797e+10, not supported (supported: up "
           "to 255)");
-  refuses(
+  Refuses(
       kFp8, [](Tensors& t) { t.erase(kQ + ".weight_scale_inv"); },
       ": tensor \"" + kQ + ".weight_scale\" is missing");
-  refuses(
+  Refuses(
       kInt8,
       [](Tensors& t) {
         t[kQ + ".weight_scale"].shape = {16, 2};
       },
-      tensor + ".weight_scale\" has shape [16, 2], expected [32, 1]");
-  refuses(
+      kTensor + ".weight_scale\" has shape [16, 2], expected [32, 1]");
+  Refuses(
       kInt8,
       [](Tensors& t) {
         t[kQ + ".weight_zero_point"] = {"I8", {32, 1}, ""};
       },
-      tensor + ".weight_zero_point\" is not supported");
+      kTensor + ".weight_zero_point\" is not supported");
   // Codes of a config that says nothing of any.
   EXPECT_NE(Error(kFp8, [](Tensors& t) { t[kQ + ".weight"].dtype = "I8"; }), "");
 }

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <map>
 #include <set>
 #include <utility>
@@ -312,7 +313,13 @@ absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(const std::string& model_
   WarnOfUnused(model_dir, wanted, *tensors, *quantized, config.tie_embeddings);
   weights->fingerprint_ = Fingerprint(config, wanted, *quantized, lookup);
   if (use == Use::kCompute) {
+    const auto start = std::chrono::steady_clock::now();
     if (absl::Status packed = quantized->Pack(); !packed.ok()) return packed;
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    if (quantized->any()) {
+      spdlog::info("{}: {} codes packed into {} bytes in {:.1f} s", model_dir,
+                   config.quantization.name, quantized->packed_bytes(), took.count());
+    }
   }
   for (LayerWeights& layer : weights->layers) {
     if (absl::Status split = SplitFused(config, layer); !split.ok()) return split;

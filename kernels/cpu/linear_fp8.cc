@@ -32,6 +32,8 @@ struct CodeRows {
 
   CodeRows From(size_t output) const { return {codes + output * stride, stride, scales + output}; }
   HWY_INLINE VF Load(size_t output, size_t input) const {
+    // Rows are too short for the hardware to learn each: what the next tile reads.
+    if (input % 64 == 0) __builtin_prefetch(codes + (output + kTileOutputs) * stride + input);
     return hn::Mul(LoadCodes(codes + output * stride + input), hn::Set(DF(), scales[output]));
   }
 };

@@ -30,7 +30,8 @@ using VU16 = hn::Vec<DU16>;
 constexpr uint32_t kBlockInputs = 128;  // inputs of x that share a scale, at most
 constexpr size_t kVectors = kPanelOutputs / kLanes;
 constexpr size_t kTileTokens = kVectors > 2 ? 2 : 4;  // what 16 registers hold, or 32
-constexpr size_t kTaskPanels = 2;
+constexpr size_t kTaskBytes = 64 << 10;               // of codes: tasks that stream for a while
+constexpr size_t kAheadBytes = 2048;  // the hardware's own prefetching ends with each page
 static_assert(kPanelOutputs % kLanes == 0);
 
 // x as integers, with what they mean: x = scale * code.
@@ -146,7 +147,13 @@ template <Encoding kEncoding, size_t kTokens>
 HWY_INLINE void AddBlock(const uint32_t* HWY_RESTRICT words, size_t units, const CodedX& x,
                          size_t input, Sums<kTokens>& sums) {
   constexpr size_t kUnitWords = WordsOfUnit(kEncoding) * kPanelOutputs;
+  constexpr size_t kLineWords = 64 / sizeof(uint32_t);
   for (size_t u = 0; u < units; ++u, words += kUnitWords, input += kUnitInputs) {
+    if (kTokens == 1) {
+      for (size_t line = 0; line < kUnitWords; line += kLineWords) {
+        __builtin_prefetch(words + line + kAheadBytes / sizeof(uint32_t));
+      }
+    }
     AddPair<kEncoding, 0, kTokens>(words, x, input, sums);
     AddPair<kEncoding, 1, kTokens>(words, x, input, sums);
     AddPair<kEncoding, 2, kTokens>(words, x, input, sums);
@@ -234,13 +241,19 @@ void Panel(const LinearArgs& args, const S* scales, size_t panel, const CodedX& 
 template <Encoding kEncoding>
 void Panels(const LinearArgs& args, Context& context) {
   const CodedX x = Code(args, context);
-  const size_t panels = CeilDivide(args.weight.rows, kPanelOutputs);
-  WithType(args.weight.coding.scales, args.weight.dtype, [&](const auto* scales) {
+  const WeightView& w = args.weight;
+  const size_t panels = CeilDivide(w.rows, kPanelOutputs);
+  const size_t panel_bytes = size_t{CeilDivide(w.cols, kUnitInputs)} * WordsOfUnit(kEncoding) *
+                             kPanelOutputs * sizeof(uint32_t);
+  // Several tasks for a thread, as long as there are panels.
+  const size_t most = HWY_MAX(size_t{1}, panels / (8 * context.pool.threads()));
+  const size_t task_panels = HWY_MIN(most, HWY_MAX(size_t{1}, kTaskBytes / panel_bytes));
+  WithType(w.coding.scales, w.dtype, [&](const auto* scales) {
     const auto run = [&](uint32_t task, unsigned) {
-      const size_t end = HWY_MIN((task + 1) * kTaskPanels, panels);
-      for (size_t p = task * kTaskPanels; p < end; ++p) Panel<kEncoding>(args, scales, p, x);
+      const size_t end = HWY_MIN((task + 1) * task_panels, panels);
+      for (size_t p = task * task_panels; p < end; ++p) Panel<kEncoding>(args, scales, p, x);
     };
-    context.pool.Run(static_cast<uint32_t>((panels + kTaskPanels - 1) / kTaskPanels), run);
+    context.pool.Run(static_cast<uint32_t>((panels + task_panels - 1) / task_panels), run);
   });
 }
 
