@@ -253,7 +253,7 @@ TEST(QuantizedWeights, RefusesFloat8AndCompressedTensorsInOneLine) {
       "/model.safetensors: module \"" + kQ + "\" holds a weight that is NaN");
   Refuses(
       kFp8, [](Tensors& t) { t[kQ + ".weight_scale_inv"].bytes = std::string(16, '\x50'); },
-      tensor +
+      kTensor +
           ".weight_scale_inv\" holds the scale 1.39797e+10, not supported (supported: up "
           "to 255)");
   Refuses(
