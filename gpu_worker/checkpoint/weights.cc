@@ -9,6 +9,7 @@
 #include <chrono>
 #include <map>
 #include <set>
+#include <span>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -22,6 +23,7 @@ namespace {
 
 constexpr size_t kMaxIndexBytes = 64 << 20;
 constexpr size_t kMaxShards = 4096;
+constexpr size_t kMostNamed = 20;      // of missing tensors
 constexpr size_t kSampleBytes = 4096;  // of a tensor, at each end, in the fingerprint
 
 using Wanted = WantedTensor;
@@ -138,9 +140,11 @@ absl::Status MissingTensors(const std::string& model_dir, const std::vector<Want
     missing.push_back(tensor.name);
   }
   if (missing.empty()) return absl::OkStatus();
-  return absl::InvalidArgumentError(Concat(model_dir, ": ", missing.size(),
-                                           missing.size() == 1 ? " tensor is" : " tensors are",
-                                           " missing: ", absl::StrJoin(missing, ", ")));
+  const std::span<const std::string> named =
+      std::span(missing).first(std::min(missing.size(), kMostNamed));
+  return absl::InvalidArgumentError(Concat(
+      model_dir, ": ", missing.size(), missing.size() == 1 ? " tensor is" : " tensors are",
+      " missing: ", absl::StrJoin(named, ", "), missing.size() > named.size() ? ", ..." : ""));
 }
 
 // Where a matrix's codes, scales and zero points lie.

@@ -23,7 +23,7 @@ class Weights {
   // kDescribe: nobody computes with them, so nothing is copied.
   enum class Use : uint8_t { kCompute, kDescribe };
 
-  // One error of one line: every missing tensor is named, or the first tensor of a wrong shape or
+  // One error of one line: missing tensors are named, or the first tensor of a wrong shape or
   // type, with both shapes.
   static absl::StatusOr<std::unique_ptr<Weights>> Load(const std::string& model_dir,
                                                        const ModelConfig& config,
