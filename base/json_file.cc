@@ -37,33 +37,6 @@ std::string Quoted(const std::string& key) {
   return json(key).dump(-1, ' ', true, json::error_handler_t::replace);
 }
 
-absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max_bytes) {
-  // O_NONBLOCK: opening a FIFO must not wait for a writer.
-  const FileDescriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (file.get() < 0) {
-    const std::string why = Concat(path, ": ", std::strerror(errno));
-    return errno == ENOENT || errno == ENOTDIR ? absl::NotFoundError(why)
-                                               : absl::InvalidArgumentError(why);
-  }
-  struct stat info;
-  if (fstat(file.get(), &info) != 0 || !S_ISREG(info.st_mode)) {
-    return absl::InvalidArgumentError(Concat(path, ": not a regular file"));
-  }
-  if (static_cast<size_t>(info.st_size) > max_bytes) {
-    return absl::InvalidArgumentError(
-        Concat(path, ": ", info.st_size, " bytes, more than ", max_bytes));
-  }
-  std::string text(static_cast<size_t>(info.st_size), '\0');
-  size_t done = 0;
-  while (done < text.size()) {
-    const ssize_t got = read(file.get(), text.data() + done, text.size() - done);
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) return absl::InvalidArgumentError(Concat(path, ": cannot be read whole"));
-    done += static_cast<size_t>(got);
-  }
-  return text;
-}
-
 // Builds the document event by event, so that depth and repeated keys are seen while they can
 // still be refused.
 class DocumentBuilder : public nlohmann::json_sax<json> {
@@ -140,8 +113,35 @@ class DocumentBuilder : public nlohmann::json_sax<json> {
 
 }  // namespace
 
+absl::StatusOr<std::string> ReadRegularFile(const std::string& path, size_t max_bytes) {
+  // O_NONBLOCK: opening a FIFO must not wait for a writer.
+  const FileDescriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (file.get() < 0) {
+    const std::string why = Concat(path, ": ", std::strerror(errno));
+    return errno == ENOENT || errno == ENOTDIR ? absl::NotFoundError(why)
+                                               : absl::InvalidArgumentError(why);
+  }
+  struct stat info;
+  if (fstat(file.get(), &info) != 0 || !S_ISREG(info.st_mode)) {
+    return absl::InvalidArgumentError(Concat(path, ": not a regular file"));
+  }
+  if (static_cast<size_t>(info.st_size) > max_bytes) {
+    return absl::InvalidArgumentError(
+        Concat(path, ": ", info.st_size, " bytes, more than ", max_bytes));
+  }
+  std::string text(static_cast<size_t>(info.st_size), '\0');
+  size_t done = 0;
+  while (done < text.size()) {
+    const ssize_t got = read(file.get(), text.data() + done, text.size() - done);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return absl::InvalidArgumentError(Concat(path, ": cannot be read whole"));
+    done += static_cast<size_t>(got);
+  }
+  return text;
+}
+
 absl::StatusOr<json> ReadJsonFile(const std::string& path, size_t max_bytes) {
-  absl::StatusOr<std::string> text = ReadFile(path, max_bytes);
+  absl::StatusOr<std::string> text = ReadRegularFile(path, max_bytes);
   if (!text.ok()) return text.status();
   DocumentBuilder builder;
   if (!json::sax_parse(*text, &builder)) {

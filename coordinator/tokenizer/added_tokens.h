@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -21,9 +22,11 @@ struct AddedToken {
   bool special = false;      // skipped when decoding for people
 };
 
-// Finds added tokens in a text: at each place the longest one, from left to right, without overlap
-// (also not with white space that a token took along). Takes O(text * longest token) steps.
-// Immutable, thread-safe.
+// Finds added tokens in a text: at each place the longest one, from left to right, without overlap.
+// (White space that a token took along may still be an added token itself.) Takes time in
+// proportion to the text, whatever it and the tokens are: an Aho-Corasick automaton over the
+// reversed tokens reads the text backwards and so knows the longest token that begins at each
+// place. Immutable, thread-safe.
 class AddedTokenFinder {
  public:
   struct Section {
@@ -32,20 +35,33 @@ class AddedTokenFinder {
   };
 
   AddedTokenFinder() = default;
-  // The contents are what is looked for. REQUIRES: no content is empty.
+  // The contents are what is looked for; of equal ones the first counts. REQUIRES: no content is
+  // empty; all together have less than 2^31 bytes.
   explicit AddedTokenFinder(std::vector<AddedToken> tokens);
 
   // The text as added tokens and what is between them, in order; views into the text.
   std::vector<Section> Cut(std::string_view text) const;
 
  private:
-  // Index of the longest token that the text starts with.
-  std::optional<uint32_t> LongestAtStart(std::string_view text) const;
+  struct Node {
+    uint32_t fallback = 0;  // the node of the longest other start of a token that ends here
+    uint32_t token;         // index into tokens_ of the longest token that ends here, or kNone
+  };
+  struct Match {
+    size_t begin;
+    uint32_t token;  // index into tokens_
+  };
+
+  void AddToTrie(uint32_t token);
+  void LinkNodes();
+  uint32_t Step(uint32_t node, char byte) const;
+  // The longest token at each place where one begins, the last place first.
+  std::vector<Match> FindAll(std::string_view text) const;
 
   std::vector<AddedToken> tokens_;
-  // A trie over bytes. Node 0 is the root; a node holds the index into tokens_ of what ends there.
-  std::vector<std::optional<uint32_t>> nodes_ = {std::nullopt};
+  std::vector<Node> nodes_;                        // node 0 is the root
   absl::flat_hash_map<uint64_t, uint32_t> edges_;  // EdgeKey(node, byte) -> node
+  std::array<uint32_t, 256> root_edges_{};         // the same for the root; 0 for none
 };
 
 }  // namespace sparsekv::tokenizer

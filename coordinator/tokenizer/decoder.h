@@ -52,6 +52,7 @@ struct TokenText {
 // nothing. Immutable, thread-safe.
 class Decoder {
  public:
+  Decoder() = default;
   Decoder(const DecoderSpec& spec, const std::vector<TokenText>& tokens);
 
   // The bytes of all ids as a text of its own.

@@ -1,9 +1,14 @@
 #pragma once
 
+#include <memory>
 #include <string>
 #include <string_view>
 #include <variant>
 #include <vector>
+
+#include "absl/status/status.h"
+#include "coordinator/tokenizer/regex.h"
+#include "coordinator/tokenizer/unicode_forms.h"
 
 namespace sparsekv::tokenizer {
 
@@ -19,16 +24,37 @@ struct ReplaceStep {
   void Apply(std::string* text) const;
 };
 
-using NormalizerStep = std::variant<PrependStep, ReplaceStep>;
+// Replaces each match by `content` as it stands. Invalid bytes are never part of a match, and what
+// is between them is matched as a text of its own.
+struct ReplaceRegexStep {
+  std::shared_ptr<const Regex> regex;
+  std::string content;
+};
 
-// What is done to a text before it is cut into words: steps in order, on bytes, so that invalid
-// UTF-8 passes through. Immutable, thread-safe.
+struct LowercaseStep {};
+struct StripAccentsStep {};
+struct StripStep {
+  bool left = true;
+  bool right = true;
+};
+
+using NormalizerStep = std::variant<PrependStep, ReplaceStep, ReplaceRegexStep, UnicodeForm,
+                                    LowercaseStep, StripAccentsStep, StripStep>;
+
+// What is done to a text before it is cut into words: steps in order, on text that may hold invalid
+// UTF-8, whose bytes pass through. Immutable, thread-safe.
 class Normalizer {
  public:
+  static constexpr size_t kMaxBytes = size_t{1} << 30;
+
   Normalizer() = default;
   explicit Normalizer(std::vector<NormalizerStep> steps);
 
-  std::string Apply(std::string_view text) const;
+  // ResourceExhausted when a regex gives up or the text grows beyond kMaxBytes.
+  absl::Status Apply(std::string_view text, std::string* normal) const;
+
+  // Without steps a text is its own normal form.
+  bool IsIdentity() const { return steps_.empty(); }
 
  private:
   std::vector<NormalizerStep> steps_;

@@ -1,22 +1,17 @@
 #include "coordinator/tokenizer/oniguruma.h"
 
-#include <algorithm>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "base/concat.h"
-#include "coordinator/tokenizer/regex.h"
+#include "coordinator/tokenizer/oniguruma_class.h"
 
 namespace sparsekv::tokenizer {
 namespace {
 
-// Latin-1's superscripts and fractions are word characters for Oniguruma; those elsewhere are not.
-constexpr std::string_view kWordMembers =
-    "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}";
-// \b \B: another notion of a word; \h \H \v: hexadecimal digits and one vertical tab there, kinds
-// of blanks here; \K \G: move the match; \k \g: references; \Q \E \N \o: plain letters there.
-constexpr std::string_view kRefusedEscapes = "bBhHvKGkgQENoXC";
-constexpr size_t kLongestCategoryName = 2;  // "L", "Lu"
+constexpr std::string_view kGroups = ":=!><-";  // after (?
+constexpr size_t kMaxGroups = 64;               // inside each other
 
 bool IsDigit(char c) { return c >= '0' && c <= '9'; }
 
@@ -29,11 +24,17 @@ class Translator {
   absl::StatusOr<std::string> Run() {
     while (!rest_.empty() && status_.ok()) {
       if (rest_[0] == '\\') {
-        Escape();
-      } else if (in_class_) {
-        InClass();
+        Atom(TakeOnigurumaEscape(&rest_, /*in_class=*/false));
+      } else if (rest_[0] == '[') {
+        Atom(TakeOnigurumaClass(&rest_));
+      } else if (rest_[0] == '(') {
+        Group();
+      } else if (rest_[0] == ')') {
+        EndGroup();
+      } else if (rest_[0] == '{') {
+        Interval();
       } else {
-        Outside();
+        Character();
       }
     }
     if (!status_.ok()) return status_;
@@ -47,69 +48,40 @@ class Translator {
 
   void Copy(size_t count) {
     out_.append(rest_.substr(0, count));
-    rest_.remove_prefix(std::min(count, rest_.size()));
-  }
-
-  void Replace(size_t count, std::string_view with) {
-    out_.append(with);
     rest_.remove_prefix(count);
   }
 
-  void Escape() {
-    if (rest_.size() < 2) return Refuse("a backslash at the end");
-    const char name = rest_[1];
-    if (name == 's') return Replace(2, "\\p{White_Space}");
-    if (name == 'S') return Replace(2, "\\P{White_Space}");
-    if (name == 'w') {
-      return Replace(2, in_class_ ? std::string(kWordMembers) : Concat("[", kWordMembers, "]"));
+  // One thing that a quantifier after it would repeat.
+  void Atom(absl::StatusOr<std::string> translated) {
+    if (!translated.ok()) {
+      status_ = translated.status();
+      return;
     }
-    if (name == 'W' && !in_class_) return Replace(2, Concat("[^", kWordMembers, "]"));
-    if (name == 'W' || kRefusedEscapes.find(name) != std::string_view::npos || IsDigit(name)) {
-      return Refuse(Concat(rest_.substr(0, 2), in_class_ ? " in a character class" : ""));
-    }
-    if ((name == 'p' || name == 'P') && rest_.size() > 2 && rest_[2] == '{') return Property();
-    Copy(2);
+    atom_ = out_.size();
+    out_ += *translated;
   }
 
-  // \p{Han}, \p{^Lu}
-  void Property() {
-    const size_t end = rest_.find('}');
-    if (end == std::string_view::npos) return Refuse("a property without }");
-    const size_t name_begin = rest_[3] == '^' ? 4 : 3;
-    const std::string name(rest_.substr(name_begin, end - name_begin));
-    if (name.size() > kLongestCategoryName) {
-      const std::string script = Concat("sc:", name, "}");
-      if (Regex::Compile("\\p{" + script).ok()) {
-        return Replace(end + 1, Concat(rest_.substr(0, name_begin), script));
-      }
+  // Quantifiers, anchors and bars among them: those are never before an interval that is legal.
+  void Character() {
+    constexpr std::string_view kNoAtoms = "*+?|^$";
+    if (kNoAtoms.find(rest_[0]) == std::string_view::npos) {
+      const bool continues = (rest_[0] & 0xC0) == 0x80;  // inside a character of several bytes
+      if (!continues) atom_ = out_.size();
     }
-    Copy(end + 1);
-  }
-
-  void InClass() {
-    if (rest_[0] == '[') return Refuse("a character class in a character class");
-    if (rest_.starts_with("&&")) return Refuse("an intersection of character classes");
-    in_class_ = rest_[0] != ']';
     Copy(1);
-  }
-
-  void Outside() {
-    if (rest_[0] == '[') {
-      in_class_ = true;
-      Copy(rest_.starts_with("[^") ? 2 : 1);
-      if (rest_.starts_with("]")) Refuse("an empty character class");
-    } else if (rest_.starts_with("(?")) {
-      Group();
-    } else if (rest_[0] == '{') {
-      Interval();
-    } else {
-      Copy(1);
-    }
   }
 
   // (?i:...), (?!...): of Ruby's flags only i and x mean the same, and (?i) without a colon reaches
   // across the alternatives that follow it.
   void Group() {
+    if (groups_.size() == kMaxGroups) return Refuse("such a depth of groups");
+    groups_.push_back(out_.size());
+    if (rest_.starts_with("(*")) return Refuse("(*");
+    if (!rest_.starts_with("(?")) return Copy(1);
+    if (rest_.size() > 2 && !IsLetter(rest_[2]) &&
+        kGroups.find(rest_[2]) == std::string_view::npos) {
+      return Refuse(rest_.substr(0, 3));  // recursion, conditions, comments
+    }
     size_t at = 2;
     while (at < rest_.size() && (IsLetter(rest_[at]) || rest_[at] == '-')) ++at;
     const std::string_view flags = rest_.substr(2, at - 2);
@@ -121,7 +93,14 @@ class Translator {
     Copy(at);
   }
 
-  // {n,m}: a ? or + after it is possessive or lazy in PCRE2 and a second quantifier in Ruby.
+  void EndGroup() {
+    Copy(1);
+    if (groups_.empty()) return;  // PCRE2 says what is wrong
+    atom_ = groups_.back();
+    groups_.pop_back();
+  }
+
+  // {n,m}: a + after it, possessive in PCRE2, is a second quantifier in Ruby; so is a ? after {n}.
   void Interval() {
     size_t at = 1;
     while (at < rest_.size() && (IsDigit(rest_[at]) || rest_[at] == ',')) ++at;
@@ -129,15 +108,22 @@ class Translator {
     if (!closed || at == 1 || rest_[1] == ',') return Refuse("a { that is no interval {n,m}");
     const char next = at + 1 < rest_.size() ? rest_[at + 1] : '\0';
     const bool lazy_range = next == '?' && rest_.substr(1, at).find(',') != std::string_view::npos;
-    if ((next == '?' && !lazy_range) || next == '+' || next == '*') {
-      return Refuse(Concat(rest_.substr(0, at + 2)));
-    }
+    if ((next == '?' && !lazy_range) || next == '*') return Refuse(rest_.substr(0, at + 2));
+    if (next != '+') return Copy(at + 1);
+    out_.insert(atom_, "(?:");
     Copy(at + 1);
+    out_ += ")+";
+    rest_.remove_prefix(1);
+    // A third quantifier would be read as PCRE2's again.
+    if (!rest_.empty() && std::string_view("*+?{").find(rest_[0]) != std::string_view::npos) {
+      Refuse("a quantifier after a quantifier after an interval");
+    }
   }
 
   std::string_view rest_;
   std::string out_;
-  bool in_class_ = false;
+  size_t atom_ = 0;             // where in out_ the last atom begins
+  std::vector<size_t> groups_;  // where the open ones begin
   absl::Status status_;
 };
 

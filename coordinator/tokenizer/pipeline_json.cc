@@ -1,4 +1,6 @@
 #include <array>
+#include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -18,6 +20,20 @@ constexpr uint32_t kMaxStripCount = 1u << 16;
 constexpr std::string_view kGpt2Words =
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
+// Runs of word characters and runs of what is neither a word character nor white space, after
+// Unicode's definition of a word character.
+constexpr std::string_view kWordOrOther =
+    "[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\p{Join_Control}]+|"
+    "[^\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\p{Join_Control}\\p{White_Space}]+";
+
+// A pattern of ours, in PCRE2's dialect.
+std::shared_ptr<const Regex> CompilePattern(std::string_view pattern, const JsonCursor& at) {
+  absl::StatusOr<std::shared_ptr<const Regex>> regex = Regex::Compile(std::string(pattern));
+  if (regex.ok()) return *std::move(regex);
+  at.Fail(Concat(Shown(pattern), ": ", regex.status().message()));
+  return nullptr;
+}
+
 std::shared_ptr<const Regex> CompileRegex(std::string_view pattern, const JsonCursor& at) {
   const absl::StatusOr<std::string> translated = TranslateOniguruma(pattern);
   if (!translated.ok()) {
@@ -32,6 +48,11 @@ std::shared_ptr<const Regex> CompileRegex(std::string_view pattern, const JsonCu
   return *std::move(regex);
 }
 
+void AppendClass(std::string_view characters, const JsonCursor& at, SplitBehavior behavior,
+                 PreTokenizerSpec* spec) {
+  spec->steps.emplace_back(SplitStep{CompilePattern(characters, at), behavior});
+}
+
 // A field that must hold exactly one character.
 std::string OneChar(const JsonCursor& field) {
   std::string text = field.String();
@@ -44,7 +65,6 @@ std::string OneChar(const JsonCursor& field) {
 
 ReplaceStep ParseReplace(const JsonCursor& step) {
   const JsonCursor pattern = step["pattern"];
-  if (!pattern["Regex"].IsNull()) pattern["Regex"].Refuse();
   ReplaceStep replace{pattern["String"].String(), step["content"].String()};
   if (replace.pattern.empty()) pattern["String"].Fail("is empty");
   return replace;
@@ -97,8 +117,7 @@ void AppendByteLevel(const JsonCursor& step, PreTokenizerSpec* spec) {
 
 void AppendDigits(const JsonCursor& step, PreTokenizerSpec* spec) {
   const bool each = step["individual_digits"].BoolOr(false);
-  spec->steps.emplace_back(SplitStep{CompileRegex("\\p{N}", step),
-                                     each ? SplitBehavior::kIsolated : SplitBehavior::kContiguous});
+  AppendClass("\\p{N}", step, each ? SplitBehavior::kIsolated : SplitBehavior::kContiguous, spec);
 }
 
 void AppendMetaspace(const JsonCursor& step, PreTokenizerSpec* spec) {
@@ -137,10 +156,37 @@ void AppendPreTokenizer(const JsonCursor& step, PreTokenizerSpec* spec) {
     AppendDigits(step, spec);
   } else if (type == "Metaspace") {
     AppendMetaspace(step, spec);
+  } else if (type == "Punctuation") {
+    const JsonCursor behavior = step["behavior"];  // early files leave it out
+    AppendClass(PunctuationClass(), step,
+                behavior.IsNull() ? SplitBehavior::kIsolated : ParseBehavior(behavior), spec);
+  } else if (type == "WhitespaceSplit") {
+    AppendClass("\\p{White_Space}", step, SplitBehavior::kRemoved, spec);
+  } else if (type == "Whitespace") {
+    spec->steps.emplace_back(
+        SplitStep{CompilePattern(kWordOrOther, step), SplitBehavior::kRemoved, /*invert=*/true});
   } else {
     step["type"].Refuse();
   }
   if (spec->steps.size() > kMaxSteps) step.Fail("is one step too many");
+}
+
+std::optional<UnicodeForm> FormOf(std::string_view type) {
+  if (type == "NFC") return UnicodeForm::kNfc;
+  if (type == "NFD") return UnicodeForm::kNfd;
+  if (type == "NFKC") return UnicodeForm::kNfkc;
+  if (type == "NFKD") return UnicodeForm::kNfkd;
+  return std::nullopt;
+}
+
+void AppendReplace(const JsonCursor& step, std::vector<NormalizerStep>* steps) {
+  const JsonCursor regex = step["pattern"]["Regex"];
+  if (regex.IsNull()) {
+    steps->emplace_back(ParseReplace(step));
+  } else {
+    steps->emplace_back(
+        ReplaceRegexStep{CompileRegex(regex.String(), regex), step["content"].String()});
+  }
 }
 
 void AppendNormalizer(const JsonCursor& step, std::vector<NormalizerStep>* steps) {
@@ -154,7 +200,16 @@ void AppendNormalizer(const JsonCursor& step, std::vector<NormalizerStep>* steps
   if (type == "Prepend") {
     steps->emplace_back(PrependStep{step["prepend"].String()});
   } else if (type == "Replace") {
-    steps->emplace_back(ParseReplace(step));
+    AppendReplace(step, steps);
+  } else if (type == "Strip") {
+    const auto side = [&](const char* name) { return step[name].BoolOr(true); };
+    steps->emplace_back(StripStep{side("strip_left"), side("strip_right")});
+  } else if (type == "StripAccents") {
+    steps->emplace_back(StripAccentsStep{});
+  } else if (type == "Lowercase") {
+    steps->emplace_back(LowercaseStep{});
+  } else if (const std::optional<UnicodeForm> form = FormOf(type)) {
+    steps->emplace_back(*form);
   } else {
     step["type"].Refuse();
   }

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <memory>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -8,19 +7,9 @@
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
-#include "coordinator/tokenizer/regex.h"
+#include "coordinator/tokenizer/split.h"
 
 namespace sparsekv::tokenizer {
-
-// What becomes of the matches of a split.
-enum class SplitBehavior { kIsolated, kRemoved, kContiguous, kMergedWithPrevious, kMergedWithNext };
-
-// Cuts a piece at the matches of a regex (invert: at what is between them).
-struct SplitStep {
-  std::shared_ptr<const Regex> regex;
-  SplitBehavior behavior = SplitBehavior::kIsolated;
-  bool invert = false;
-};
 
 // Puts a space before a piece that does not start with one.
 struct PrefixSpaceStep {};
@@ -56,8 +45,5 @@ class PreTokenizer {
 
   std::vector<PreTokenizerStep> steps_;
 };
-
-// The pieces of one split; views into the text. REQUIRES: text is not empty.
-absl::StatusOr<std::vector<std::string_view>> Split(const SplitStep& step, std::string_view text);
 
 }  // namespace sparsekv::tokenizer

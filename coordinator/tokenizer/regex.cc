@@ -3,7 +3,9 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "absl/status/status.h"
 #include "base/check.h"
@@ -12,10 +14,17 @@
 namespace sparsekv::tokenizer {
 namespace {
 
-constexpr uint32_t kMatchLimit = 10'000'000;   // steps of one match
-constexpr uint32_t kHeapLimitKib = 64 * 1024;  // without JIT
+// Steps of one match. Regexes that cut words go over a text a few times at most.
+constexpr uint64_t kBaseSteps = 50'000;
+constexpr uint64_t kStepsPerByte = 64;
+constexpr uint32_t kHeapLimitKib = 256 * 1024;  // without JIT
 constexpr size_t kJitStackStart = size_t{32} << 10;
-constexpr size_t kJitStackMax = size_t{4} << 20;  // grows on demand
+constexpr size_t kJitStackMax = size_t{64} << 20;  // grows on demand
+
+uint32_t MatchLimit(size_t bytes) {
+  const uint64_t most = std::numeric_limits<uint32_t>::max();
+  return static_cast<uint32_t>(std::min(most, kBaseSteps + kStepsPerByte * bytes));
+}
 
 std::string ErrorText(int code) {
   PCRE2_UCHAR text[256];
@@ -31,7 +40,6 @@ class MatchSpace {
         context_(pcre2_match_context_create(nullptr)),
         jit_stack_(pcre2_jit_stack_create(kJitStackStart, kJitStackMax, nullptr)) {
     CHECK(data_ != nullptr && context_ != nullptr);
-    pcre2_set_match_limit(context_, kMatchLimit);
     pcre2_set_heap_limit(context_, kHeapLimitKib);
     if (jit_stack_ != nullptr) pcre2_jit_stack_assign(context_, nullptr, jit_stack_);
   }
@@ -88,6 +96,7 @@ std::shared_ptr<const Regex> Regex::Literal(std::string_view text) {
 absl::StatusOr<std::optional<Regex::Match>> Regex::Find(std::string_view text, size_t start) const {
   CHECK_LE(start, text.size());
   thread_local MatchSpace space;
+  pcre2_set_match_limit(space.context(), MatchLimit(text.size() - start));
   const int found = pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),
                                 start, PCRE2_NO_UTF_CHECK, space.data(), space.context());
   if (found == PCRE2_ERROR_NOMATCH) return std::nullopt;

@@ -28,7 +28,8 @@ class Regex {
   static std::shared_ptr<const Regex> Literal(std::string_view text);
 
   // The first match that begins at or after `start`; what stands before `start` is seen by
-  // lookbehind. ResourceExhausted when the pattern backtracks beyond the match limits.
+  // lookbehind. ResourceExhausted when the pattern takes more steps than a small multiple of the
+  // text's length.
   // REQUIRES: text is valid UTF-8; start <= text.size() and is at the start of a character.
   absl::StatusOr<std::optional<Match>> Find(std::string_view text, size_t start) const;
 

@@ -9,29 +9,8 @@ namespace sparsekv::tokenizer {
 namespace {
 
 constexpr size_t kMaxAddedTokenBytes = 1024;
-constexpr size_t kMaxPrefixIds = 16;
-
-void AppendTemplate(const JsonCursor& processor, std::vector<uint32_t>* prefix) {
-  const JsonCursor parts = processor["single"];
-  bool after_text = false;
-  for (size_t i = 0; i < parts.Size() && !processor.failed(); ++i) {
-    if (!parts[i]["Sequence"].IsNull()) {
-      const JsonCursor id = parts[i]["Sequence"]["id"];
-      if (id.String() != "A" || after_text) id.Refuse();
-      after_text = true;
-      continue;
-    }
-    const JsonCursor name = parts[i]["SpecialToken"]["id"];
-    if (after_text) return name.Refuse();  // a token after the prompt would end it
-    const JsonCursor ids = processor["special_tokens"][name.String()]["ids"];
-    if (ids.Size() == 0) return ids.Fail("is missing or empty");
-    for (size_t j = 0; j < ids.Size() && !processor.failed(); ++j) {
-      prefix->push_back(ids[j].UintBelow(kMaxTokenIds));
-      if (prefix->size() > kMaxPrefixIds) return ids.Fail("makes the prefix too long");
-    }
-  }
-  if (!after_text) parts.Fail("does not contain the sequence A");
-}
+constexpr size_t kMaxAddedTokens = 200'000;
+constexpr size_t kMaxAddedTokenTotal = size_t{8} << 20;  // bytes of them all
 
 // An id may have one token and a token one id; an added token that the vocabulary has too keeps its
 // id there.
@@ -59,15 +38,30 @@ void CheckIds(const TokenizerSpec& spec, const JsonCursor& document) {
       return added[i]["content"].Fail(Concat(Shown(token.content), " already has an id"));
     }
   }
-  if (!spec.prefix) return;
-  for (const uint32_t id : *spec.prefix) {
-    if (!token_of_id.contains(id)) {
+  if (!spec.affixes) return;
+  for (const std::vector<uint32_t>* ids : {&spec.affixes->prefix, &spec.affixes->suffix}) {
+    for (const uint32_t id : *ids) {
+      if (token_of_id.contains(id)) continue;
       return document["post_processor"].Fail(Concat("names the id ", id, ", which no token has"));
     }
   }
 }
 
 }  // namespace
+
+void CheckAddedToken(const AddedToken& token, const JsonCursor& field) {
+  if (token.content.empty() || token.content.size() > kMaxAddedTokenBytes) {
+    field.Fail(Concat("is not of 1 to ", kMaxAddedTokenBytes, " bytes"));
+  }
+}
+
+void CheckAddedTokens(const std::vector<AddedToken>& tokens, const JsonCursor& field) {
+  size_t bytes = 0;
+  for (const AddedToken& token : tokens) bytes += token.content.size();
+  if (tokens.size() <= kMaxAddedTokens && bytes <= kMaxAddedTokenTotal) return;
+  field.Fail(Concat("has ", tokens.size(), " tokens of ", bytes, " bytes, more than ",
+                    kMaxAddedTokens, " or ", kMaxAddedTokenTotal));
+}
 
 std::vector<AddedToken> ParseAddedTokens(const JsonCursor& tokens) {
   std::vector<AddedToken> added;
@@ -80,34 +74,10 @@ std::vector<AddedToken> ParseAddedTokens(const JsonCursor& tokens) {
                      .rstrip = token["rstrip"].BoolOr(false),
                      .normalized = token["normalized"].BoolOr(true),
                      .special = token["special"].BoolOr(false)});
-    const size_t length = added.back().content.size();
-    if (length == 0 || length > kMaxAddedTokenBytes) {
-      token["content"].Fail(Concat("is not of 1 to ", kMaxAddedTokenBytes, " bytes"));
-    }
+    CheckAddedToken(added.back(), token["content"]);
   }
+  CheckAddedTokens(added, tokens);
   return added;
-}
-
-std::optional<std::vector<uint32_t>> ParsePrefix(const JsonCursor& post_processor) {
-  if (post_processor.IsNull()) return std::nullopt;
-  const std::string type = post_processor["type"].String();
-  std::vector<uint32_t> prefix;
-  if (type == "TemplateProcessing") {
-    AppendTemplate(post_processor, &prefix);
-    return prefix;
-  }
-  if (type == "Sequence") {
-    std::optional<std::vector<uint32_t>> rule;
-    const JsonCursor processors = post_processor["processors"];
-    for (size_t i = 0; i < processors.Size() && !post_processor.failed(); ++i) {
-      std::optional<std::vector<uint32_t>> next = ParsePrefix(processors[i]);
-      if (rule && next) processors[i]["type"].Refuse();  // two rules
-      if (next) rule = std::move(next);
-    }
-    return rule;
-  }
-  if (type != "ByteLevel") post_processor["type"].Refuse();  // ByteLevel only moves offsets
-  return std::nullopt;
 }
 
 absl::StatusOr<TokenizerSpec> ReadTokenizerJson(const std::string& path) {
@@ -121,7 +91,7 @@ absl::StatusOr<TokenizerSpec> ReadTokenizerJson(const std::string& path) {
   spec.normalizer = ParseNormalizer(document["normalizer"]);
   spec.pre_tokenizer = ParsePreTokenizer(document["pre_tokenizer"]);
   spec.decoder = ParseDecoder(document["decoder"]);
-  spec.prefix = ParsePrefix(document["post_processor"]);
+  spec.affixes = ParsePostProcessor(document["post_processor"]);
   if (error.ok()) CheckIds(spec, document);
   if (!error.ok()) return error;
   return spec;

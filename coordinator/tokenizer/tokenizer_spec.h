@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "coordinator/tokenizer/added_tokens.h"
+#include "coordinator/tokenizer/affixes.h"
 #include "coordinator/tokenizer/bpe.h"
 #include "coordinator/tokenizer/decoder.h"
 #include "coordinator/tokenizer/json_cursor.h"
@@ -36,8 +37,7 @@ struct TokenizerSpec {
   std::vector<NormalizerStep> normalizer;
   PreTokenizerSpec pre_tokenizer;
   DecoderSpec decoder;
-  // The ids that go before a text; nothing when the file has no rule for it.
-  std::optional<std::vector<uint32_t>> prefix;
+  std::optional<Affixes> affixes;  // nothing when the file has no rule for them
 };
 
 // Reads and checks a tokenizer.json. Errors are one line that names the file, the field and the
@@ -47,9 +47,11 @@ absl::StatusOr<TokenizerSpec> ReadTokenizerJson(const std::string& path);
 // The parts of it. They report to the cursor; after an error what they return has no meaning.
 ModelSpec ParseModel(const JsonCursor& model);
 std::vector<AddedToken> ParseAddedTokens(const JsonCursor& tokens);
+void CheckAddedToken(const AddedToken& token, const JsonCursor& field);
+void CheckAddedTokens(const std::vector<AddedToken>& tokens, const JsonCursor& field);
 std::vector<NormalizerStep> ParseNormalizer(const JsonCursor& normalizer);
 PreTokenizerSpec ParsePreTokenizer(const JsonCursor& pre_tokenizer);
 DecoderSpec ParseDecoder(const JsonCursor& decoder);
-std::optional<std::vector<uint32_t>> ParsePrefix(const JsonCursor& post_processor);
+std::optional<Affixes> ParsePostProcessor(const JsonCursor& post_processor);
 
 }  // namespace sparsekv::tokenizer
