@@ -1,5 +1,6 @@
 #include "coordinator/tokenizer/llama_sentencepiece.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/concat.h"
@@ -7,8 +8,9 @@
 
 namespace sparsekv::tokenizer {
 
-LlamaSentencePiece::LlamaSentencePiece(SentencePiece model, bool legacy, bool add_prefix_space)
-    : model_(std::move(model)), legacy_(legacy) {
+LlamaSentencePiece::LlamaSentencePiece(SentencePiece model, bool legacy, bool add_prefix_space,
+                                       std::vector<uint32_t> named_tokens)
+    : model_(std::move(model)), legacy_(legacy), named_tokens_(std::move(named_tokens)) {
   adds_space_ = legacy_ ? model_.spec().add_dummy_prefix : add_prefix_space;
   if (legacy_) return;
   model_.set_add_dummy_prefix(false);
@@ -17,7 +19,7 @@ LlamaSentencePiece::LlamaSentencePiece(SentencePiece model, bool legacy, bool ad
   model_.Encode(unknown_, &ids);
   unknown_length_ = ids.size();
   const auto& pieces = model_.spec().pieces;
-  for (uint32_t id = 0; id < pieces.size() && add_prefix_space; ++id) {
+  for (uint32_t id = 0; id < pieces.size(); ++id) {
     if (pieces[id].text == kSpaceMark) space_id_ = id;
   }
 }
@@ -25,6 +27,11 @@ LlamaSentencePiece::LlamaSentencePiece(SentencePiece model, bool legacy, bool ad
 std::string LlamaSentencePiece::Prepare(std::string_view text) const {
   if (legacy_ || text.empty()) return std::string(text);
   return Concat(adds_space_ ? kSpaceMark : "", ReplaceAll(text, kSpaceMark, " "));
+}
+
+bool LlamaSentencePiece::IsDropped(uint32_t first, uint32_t added_token) const {
+  return space_id_ == first &&
+         std::find(named_tokens_.begin(), named_tokens_.end(), added_token) != named_tokens_.end();
 }
 
 void LlamaSentencePiece::EncodeStretch(std::string_view stretch, std::vector<uint32_t>* ids) const {

@@ -16,7 +16,9 @@ namespace sparsekv::tokenizer {
 // stand. Immutable, thread-safe.
 class LlamaSentencePiece {
  public:
-  LlamaSentencePiece(SentencePiece model, bool legacy, bool add_prefix_space);
+  // named_tokens: the ids of BOS, EOS and the other tokens that the configuration gives a role.
+  LlamaSentencePiece(SentencePiece model, bool legacy, bool add_prefix_space,
+                     std::vector<uint32_t> named_tokens);
 
   // The text in which added tokens are looked for.
   std::string Prepare(std::string_view text) const;
@@ -24,9 +26,8 @@ class LlamaSentencePiece {
   // Appends the ids of a stretch between added tokens.
   void EncodeStretch(std::string_view stretch, std::vector<uint32_t>* ids) const;
 
-  // The id of the space that Prepare put before a text, if it did: alone before a special token it
-  // is dropped again.
-  std::optional<uint32_t> space_id() const { return space_id_; }
+  // Whether the first id of a text, an added token being the second, is a space to be dropped.
+  bool IsDropped(uint32_t first, uint32_t added_token) const;
 
   const SentencePieceSpec& spec() const { return model_.spec(); }
   // Whether a decoded text begins with a space that was not in it.
@@ -39,6 +40,7 @@ class LlamaSentencePiece {
   std::string unknown_;        // the unknown piece, which shields a space at a stretch's start
   size_t unknown_length_ = 0;  // ids it becomes
   std::optional<uint32_t> space_id_;
+  std::vector<uint32_t> named_tokens_;
 };
 
 }  // namespace sparsekv::tokenizer

@@ -223,9 +223,13 @@ absl::StatusOr<Tokenizer::Parts> Tokenizer::PartsOfSentencePiece(SentencePieceSp
   for (const AddedToken& token : *added) {
     AtId(token.id, &tokens) = {.text = token.content, .is_special = token.special};
   }
+  std::vector<uint32_t> named;
+  for (const AddedToken& token : *added) {
+    if (config.IsNamed(token.content)) named.push_back(token.id);
+  }
   parts.raw_tokens = AddedTokenFinder(*std::move(added));
   parts.sentencepiece.emplace(tokenizer::SentencePiece(std::move(model)), config.legacy,
-                              config.add_prefix_space);
+                              config.add_prefix_space, std::move(named));
   DecoderSpec decoder;
   decoder.steps = {tokenizer::ReplaceStep{std::string(tokenizer::kSpaceMark), " "},
                    tokenizer::ByteFallbackStep{}};

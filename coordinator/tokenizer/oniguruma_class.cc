@@ -17,6 +17,7 @@ constexpr std::string_view kWordMembers =
 // \b \B: another notion of a word; \h \H \v: hexadecimal digits and one vertical tab there, kinds
 // of blanks here; \K \G: move the match; \k \g: references; \Q \E \N \o: plain letters there.
 constexpr std::string_view kRefusedEscapes = "bBhHvKGkgQENoXC";
+constexpr std::string_view kHexDigits = "0123456789abcdefABCDEF";
 constexpr std::string_view kAny = "[\\x{0}-\\x{10ffff}]";
 constexpr int kMaxClassDepth = 8;
 
@@ -106,6 +107,14 @@ absl::StatusOr<std::string> TakeOnigurumaEscape(std::string_view* rest, bool in_
   const char name = (*rest)[1];
   if ((name == 'p' || name == 'P') && rest->size() > 2 && (*rest)[2] == '{') {
     return TakeProperty(rest);
+  }
+  if (name == 'u') {
+    const std::string_view digits = rest->substr(2, 4);
+    if (digits.size() < 4 || digits.find_first_not_of(kHexDigits) != std::string_view::npos) {
+      return Refuse("\\u without four digits");
+    }
+    rest->remove_prefix(6);
+    return Concat("\\x{", digits, "}");
   }
   const std::string_view escape = rest->substr(0, 2);
   rest->remove_prefix(2);

@@ -101,21 +101,28 @@ std::string SentencePiece::Normalize(std::string_view text) const {
   return normal;
 }
 
+// User-defined pieces have a bonus, so that they are always taken.
+float SentencePiece::ScoreOf(uint32_t id) const {
+  const SentencePieceSpec::Piece& piece = spec_.pieces[id];
+  if (piece.type != Type::kUserDefined) return piece.score;
+  return static_cast<float>(static_cast<float>(piece.text.size()) * highest_score_ - 0.1);
+}
+
 std::vector<SentencePiece::Token> SentencePiece::Unigram(std::string_view normal) const {
   struct Best {  // of the ways to cut the text up to a place
-    double score = 0;
+    float score = 0;
     uint32_t begin = UINT32_MAX;  // of the last piece
     uint32_t id = 0;
   };
   std::vector<Best> best(normal.size() + 1);
-  const auto offer = [&](size_t end, double score, size_t begin, uint32_t id) {
-    if (best[end].begin != UINT32_MAX && score <= best[end].score) return;
-    // Rounded as sentencepiece rounds it, or ties would break otherwise.
-    best[end] = {static_cast<float>(score), static_cast<uint32_t>(begin), id};
+  // Sums are rounded to float as sentencepiece does it, or ties would break otherwise.
+  const auto offer = [&](size_t begin, size_t end, float score, uint32_t id) {
+    const float sum = score + best[begin].score;
+    if (best[end].begin != UINT32_MAX && sum <= best[end].score) return;
+    best[end] = {sum, static_cast<uint32_t>(begin), id};
   };
   for (size_t begin = 0; begin < normal.size();) {
     const size_t length = FirstUtf8Char(normal.substr(begin)).length;
-    const double score_here = best[begin].score;
     bool is_known = false;
     uint32_t node = 0;
     for (size_t end = begin + 1; end <= normal.size(); ++end) {
@@ -124,19 +131,10 @@ std::vector<SentencePiece::Token> SentencePiece::Unigram(std::string_view normal
       node = edge->second.node;
       const uint32_t id = edge->second.id;
       if (id == UINT32_MAX || IsUnused(id)) continue;
-      const SentencePieceSpec::Piece& piece = spec_.pieces[id];
-      if (piece.type == Type::kUserDefined) {  // a bonus, so that it is always taken
-        const float bonus = static_cast<float>(static_cast<int>(end - begin)) * highest_score_;
-        offer(end, bonus - 0.1 + score_here, begin, id);
-      } else {
-        offer(end, double{piece.score} + score_here, begin, id);
-      }
+      offer(begin, end, ScoreOf(id), id);
       is_known = is_known || end - begin == length;
     }
-    if (!is_known) {
-      const float score = lowest_score_ - kUnknownPenalty + static_cast<float>(score_here);
-      offer(begin + length, score, begin, spec_.unk_id);
-    }
+    if (!is_known) offer(begin, begin + length, lowest_score_ - kUnknownPenalty, spec_.unk_id);
     begin += length;
   }
   std::vector<Token> tokens;

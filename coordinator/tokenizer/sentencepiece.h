@@ -41,6 +41,7 @@ class SentencePiece {
   std::vector<Token> Bpe(std::string_view normal) const;
   std::vector<Token> Unigram(std::string_view normal) const;
   void AddToTrie(uint32_t id);
+  float ScoreOf(uint32_t id) const;
   uint32_t IdOf(std::string_view text) const;  // the unknown piece's when there is none
   bool IsUnused(uint32_t id) const {
     return spec_.pieces[id].type == SentencePieceSpec::Type::kUnused;

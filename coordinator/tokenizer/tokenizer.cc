@@ -39,18 +39,16 @@ absl::StatusOr<std::vector<uint32_t>> Tokenizer::Encode(std::string_view bytes, 
 }
 
 void Tokenizer::EncodeSentencePiece(std::string_view bytes, std::vector<uint32_t>* ids) const {
-  const std::string text = parts_.sentencepiece->Prepare(bytes);
+  const tokenizer::LlamaSentencePiece& model = *parts_.sentencepiece;
+  const std::string text = model.Prepare(bytes);
   const size_t first = ids->size();
   for (const AddedTokenFinder::Section& section : parts_.raw_tokens.Cut(text)) {
-    if (section.token) {
-      ids->push_back(*section.token);
-    } else {
-      parts_.sentencepiece->EncodeStretch(section.text, ids);
+    if (!section.token) {
+      model.EncodeStretch(section.text, ids);
+      continue;
     }
-  }
-  const std::optional<uint32_t> space = parts_.sentencepiece->space_id();
-  if (space && ids->size() > first + 1 && (*ids)[first] == *space && IsSpecial((*ids)[first + 1])) {
-    ids->erase(ids->begin() + static_cast<std::ptrdiff_t>(first));
+    if (ids->size() == first + 1 && model.IsDropped(ids->back(), *section.token)) ids->pop_back();
+    ids->push_back(*section.token);
   }
 }
 

@@ -1,6 +1,6 @@
 #include "coordinator/tokenizer/tokenizer_config.h"
 
-#include <array>
+#include <algorithm>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -36,6 +36,12 @@ void ReadNamedTokens(const JsonCursor& document, TokenizerConfig* config) {
   ReadNamedToken(document["eos_token"], &config->eos_token);
   ReadNamedToken(document["unk_token"], &config->unk_token);
   ReadNamedToken(document["pad_token"], &config->pad_token);
+  const JsonCursor additional = document["additional_special_tokens"];
+  for (size_t i = 0; i < additional.Size() && !additional.failed(); ++i) {
+    const JsonCursor token = additional[i];
+    config->additional_special_tokens.push_back(token.IsObject() ? token["content"].String()
+                                                                 : token.String());
+  }
 }
 
 // {"32000": {"content": ...}}
@@ -59,6 +65,14 @@ void ReadAddedTokens(const JsonCursor& tokens, std::vector<AddedToken>* added) {
 }
 
 }  // namespace
+
+bool TokenizerConfig::IsNamed(std::string_view token) const {
+  for (const auto* named : {&bos_token, &eos_token, &unk_token, &pad_token}) {
+    if (*named && (*named)->content == token) return true;
+  }
+  return std::find(additional_special_tokens.begin(), additional_special_tokens.end(), token) !=
+         additional_special_tokens.end();
+}
 
 absl::StatusOr<TokenizerConfig> ReadTokenizerConfig(const std::string& path) {
   const absl::StatusOr<nlohmann::json> json = ReadJsonFile(path);

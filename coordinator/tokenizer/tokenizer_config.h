@@ -19,9 +19,12 @@ struct TokenizerConfig {
   std::optional<AddedToken> eos_token;
   std::optional<AddedToken> unk_token;
   std::optional<AddedToken> pad_token;
+  std::vector<std::string> additional_special_tokens;
   bool legacy = true;  // how a sentencepiece model treats the text after an added token
   bool add_prefix_space = true;
   std::vector<AddedToken> added_tokens;  // added_tokens_decoder, with their ids
+
+  bool IsNamed(std::string_view token) const;  // as one of the four or an additional one
 };
 
 // A file that does not exist says nothing. Other errors are as those of ReadJsonFile, or name the
