@@ -130,7 +130,10 @@ def reference(template, messages, tools, variables, prompt):
     except jinja2.exceptions.SecurityError as error:
         return str(error), "undefined"
     except jinja2.exceptions.TemplateError as error:
-        return str(error), "raised"
+        missing = str(error).startswith(("No filter named", "No test named"))
+        return str(error), "unsupported" if missing else "raised"
+    except RecursionError as error:
+        return str(error), "limit"
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError,
             ZeroDivisionError, jinja2.exceptions.TemplateRuntimeError) as error:
         return f"{type(error).__name__}: {error}", "runtime"
