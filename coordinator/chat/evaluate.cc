@@ -88,6 +88,7 @@ Value Interpreter::EvaluateName(const Expression& node) {
   if (HasFunction(node.name)) {
     return Value::Of(runtime_.arena().New<Callable>(Callable::Type::kFunction, node.name));
   }
+  if (node.name == "self") Throw(ErrorKind::kUnsupported, "'self' is not supported");
   return runtime_.Undefined(UndefinedInfo::How::kName, {}, Value::String(node.name));
 }
 

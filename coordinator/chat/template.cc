@@ -25,11 +25,8 @@ std::string OneLine(std::string_view text) {
 
 absl::Status ToStatus(const TemplateError& error) {
   const std::string place = error.line > 0 ? Concat("line ", error.line, ": ") : "";
-  if (error.kind == ErrorKind::kLimit) {
-    return absl::ResourceExhaustedError(
-        Concat(place, "the template is over its limit: ", OneLine(error.message)));
-  }
-  return absl::InvalidArgumentError(Concat(place, OneLine(error.message)));
+  const char* limit = error.kind == ErrorKind::kLimit ? "the template is over its limit: " : "";
+  return absl::InvalidArgumentError(Concat(place, limit, OneLine(error.message)));
 }
 
 // Names that the values point at live as long as the rendering.
@@ -73,8 +70,7 @@ absl::StatusOr<std::unique_ptr<const Template>> Template::Parse(std::string_view
   try {
     return std::unique_ptr<const Template>(new Template(ParseTemplate(source, limits), limits));
   } catch (const TemplateError& error) {
-    const absl::Status status = ToStatus(error);
-    return absl::InvalidArgumentError(status.message());
+    return ToStatus(error);
   }
 }
 

@@ -33,8 +33,8 @@ class Template {
                                                                const TemplateLimits& limits = {});
   ~Template();
 
-  // The text. InvalidArgument when the template refuses the conversation (with its own words) or
-  // fails on it, ResourceExhausted when it goes over a limit. `kind` gets what kind of error.
+  // The text. InvalidArgument when the template refuses the conversation (with its own words),
+  // fails on it or goes over a limit. `kind` gets what kind of error it is.
   absl::StatusOr<std::string> Render(const RenderInput& input, ErrorKind* kind = nullptr) const;
 
  private:

@@ -139,9 +139,9 @@ def reference(template, messages, tools, variables, prompt):
         return f"{type(error).__name__}: {error}", "runtime"
 
 
-def cases(template):
+def cases(template, prompts=(False, True)):
     for name, messages, tools, variables in CONVERSATIONS:
-        for prompt in (False, True):
+        for prompt in prompts:
             yield f"{name}, prompt {prompt}", template, messages, tools, {
                 **TOKENS, **variables}, prompt
 
@@ -210,7 +210,7 @@ def write():
     goldens = []
     for path in sorted(glob.glob(os.path.join(folder, "*.jinja"))):
         results = []
-        for _, *case in cases(open(path).read()):
+        for _, *case in cases(open(path, newline="").read(), [True]):
             text, kind = reference(*case)
             results.append({"text": text} if kind is None else
                            {"kind": kind, **({"error": text} if kind == "raised" else {})})
@@ -218,7 +218,7 @@ def write():
     conversations = [{"messages": json.dumps(case[1], ensure_ascii=False),
                       "tools": "" if case[2] is None else json.dumps(case[2], ensure_ascii=False),
                       "variables": json.dumps(case[3]), "add_generation_prompt": case[4]}
-                     for _, *case in cases("")]
+                     for _, *case in cases("", [True])]
     with open(os.path.join(folder, "goldens.json"), "w") as out:
         json.dump({"conversations": conversations, "goldens": goldens}, out, ensure_ascii=False,
                   indent=0)
