@@ -25,6 +25,7 @@ inline constexpr uint32_t kPlanSteps = 32;       // steps a plan stays valid wit
 inline constexpr uint32_t kMaxStopStrings = 16;  // per request
 inline constexpr uint32_t kMaxStopBytes = 256;   // per stop string
 inline constexpr uint32_t kMaxMessageBytes = 64u << 20;  // one gRPC message
+inline constexpr uint32_t kMaxChatBytes = 16u << 20;  // one conversation, its tools and variables
 inline constexpr uint32_t kMaxRequestIdBytes = 128;
 inline constexpr uint32_t kMaxTopLogprobs = 20;
 

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/concat.h"
 #include "base/limits.h"
 #include "coordinator/grpc_client.h"
 #include "coordinator/response_stream.h"
@@ -116,19 +117,18 @@ class GenerationService final : public v1::Generation::CallbackService {
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
                                      const v1::TokenizeRequest* request,
                                      v1::TokenizeResponse* response) override {
-    auto* reactor = context->DefaultReactor();
-    if (tokenizing_.fetch_add(1) >= kMaxQueued) {
-      tokenizing_.fetch_sub(1);
-      reactor->Finish({grpc::StatusCode::RESOURCE_EXHAUSTED, "queue: too many calls of Tokenize"});
-      return reactor;
-    }
-    post(options_.pool, [this, reactor, request, response] {
+    return InPool(context, "Tokenize", [this, request, response] {
       auto ids = options_.codec->Encode(request->text(), !request->no_bos());
       if (ids.ok()) response->mutable_ids()->Add(ids->begin(), ids->end());
-      tokenizing_.fetch_sub(1);
-      reactor->Finish(ToGrpc(ids.status()));
+      return ids.status();
     });
-    return reactor;
+  }
+
+  grpc::ServerUnaryReactor* RenderChat(grpc::CallbackServerContext* context,
+                                       const v1::RenderChatRequest* request,
+                                       v1::RenderChatResponse* response) override {
+    return InPool(context, "RenderChat",
+                  [this, request, response] { return Render(*request, response); });
   }
 
   grpc::ServerUnaryReactor* ModelInfo(grpc::CallbackServerContext* context,
@@ -144,8 +144,49 @@ class GenerationService final : public v1::Generation::CallbackService {
   }
 
  private:
+  // Runs `work` in the pool, which takes seconds for a long text, and finishes with its status.
+  template <typename Work>
+  grpc::ServerUnaryReactor* InPool(grpc::CallbackServerContext* context, const char* call,
+                                   Work work) {
+    auto* reactor = context->DefaultReactor();
+    if (in_pool_.fetch_add(1) >= kMaxQueued) {
+      in_pool_.fetch_sub(1);
+      reactor->Finish(
+          {grpc::StatusCode::RESOURCE_EXHAUSTED, Concat("queue: too many calls of ", call)});
+      return reactor;
+    }
+    post(options_.pool, [this, reactor, work = std::move(work)] {
+      const absl::Status status = work();
+      in_pool_.fetch_sub(1);
+      reactor->Finish(ToGrpc(status));
+    });
+    return reactor;
+  }
+
+  absl::Status Render(const v1::RenderChatRequest& request,
+                      v1::RenderChatResponse* response) const {
+    const size_t bytes =
+        request.messages().size() + request.tools().size() + request.variables().size();
+    if (bytes > kMaxChatBytes) {
+      return absl::InvalidArgumentError(Concat("messages: with tools and variables ", bytes,
+                                               " bytes, more than ", kMaxChatBytes));
+    }
+    auto text =
+        options_.templates->Render({.messages = request.messages(),
+                                    .tools = request.tools(),
+                                    .variables = request.variables(),
+                                    .add_generation_prompt = request.add_generation_prompt(),
+                                    .now = chat::LocalTime()});
+    if (!text.ok()) return text.status();
+    auto ids = options_.codec->Encode(*text, /*bos=*/false);
+    if (!ids.ok()) return ids.status();
+    response->set_text(*std::move(text));
+    response->mutable_token_ids()->Add(ids->begin(), ids->end());
+    return absl::OkStatus();
+  }
+
   const GenerationServiceOptions options_;
-  std::atomic<uint32_t> tokenizing_{0};
+  std::atomic<uint32_t> in_pool_{0};
 };
 
 }  // namespace

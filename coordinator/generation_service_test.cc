@@ -7,8 +7,12 @@
 
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/thread_pool.hpp>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <random>
 
+#include "base/check.h"
 #include "base/limits.h"
 #include "coordinator/engine_fixture.h"
 #include "coordinator/grpc_server.h"
@@ -41,8 +45,8 @@ class Coordinator {
                           .store = store_,
                           .workers = {worker_},
                           .on_serving = [this](bool on) { server_->SetServing(on); }});
-      service_ =
-          MakeGenerationService({strand_.executor(), pool_.get_executor(), engine_.get(), &codec_});
+      service_ = MakeGenerationService(
+          {strand_.executor(), pool_.get_executor(), engine_.get(), &codec_, &templates_});
       server_ = GrpcServer::Make(strand_.executor(), listen_fd, service_.get()).value();
       engine_->Start();
       server_->Start();
@@ -90,7 +94,21 @@ class Coordinator {
     });
   }
 
+  // A checkpoint's templates, from a folder that may be gone once they are loaded.
+  static chat::ModelTemplates LoadTemplates() {
+    std::string folder = ::testing::TempDir() + "/service_XXXXXX";
+    CHECK(mkdtemp(folder.data()) != nullptr);
+    std::ofstream(folder + "/chat_template.jinja")
+        << "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ x }};{% endfor %}"
+           "{% if tools %}{{ raise_exception('no tools here') }}{% endif %}"
+           "{% if add_generation_prompt %}a:{% endif %}";
+    auto templates = chat::ModelTemplates::Load(folder);
+    std::filesystem::remove_all(folder);
+    return templates;
+  }
+
   ByteCodec codec_;
+  const chat::ModelTemplates templates_ = LoadTemplates();
   Metrics metrics_{1};
   const std::shared_ptr<FakeStoreLink> store_;
   const std::shared_ptr<FakeWorkerLink> worker_;
@@ -179,6 +197,37 @@ TEST_F(GenerationServiceTest, TokenizesAndDescribesTheModel) {
   EXPECT_EQ(model.vocab_size(), 256u);
   EXPECT_EQ(model.default_max_new_tokens(), kDefaultMaxNewTokens);
   EXPECT_EQ(model.default_attention(), v1::ATTENTION_DOUBLE_SPARSITY);
+}
+
+TEST_F(GenerationServiceTest, RendersChats) {
+  const auto render = [&](const v1::RenderChatRequest& request, v1::RenderChatResponse* response) {
+    grpc::ClientContext context;
+    return stub_->RenderChat(&context, request, response);
+  };
+  v1::RenderChatRequest request;
+  request.set_messages(R"([{"role": "user", "content": "hi"}])");
+  request.set_variables(R"({"x": 7})");
+  request.set_add_generation_prompt(true);
+  v1::RenderChatResponse response;
+  ASSERT_TRUE(render(request, &response).ok());
+  EXPECT_EQ(response.text(), "u:hi7;a:");
+  ASSERT_EQ(response.token_ids_size(), 8);
+  EXPECT_EQ(response.token_ids(0), uint32_t{'u'});
+
+  const auto expect = [&](const std::string& message) {
+    const grpc::Status status = render(request, &response);
+    EXPECT_EQ(status.error_code(), StatusCode::INVALID_ARGUMENT);
+    EXPECT_EQ(status.error_message(), message);
+  };
+  request.set_tools("[1]");
+  expect("line 1: no tools here");
+  request.set_tools("{");
+  expect("tools: is not JSON (byte 2)");
+  request.set_tools(std::string(kMaxChatBytes, ' '));
+  expect("messages: with tools and variables 16777256 bytes, more than 16777216");
+  request.clear_tools();
+  request.set_messages("[]");
+  expect("messages: there are none");
 }
 
 TEST_F(GenerationServiceTest, AClientThatCancelsFreesEverything) {

@@ -20,6 +20,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/version.h"
+#include "coordinator/chat/model_templates.h"
 #include "coordinator/drain.h"
 #include "coordinator/engine.h"
 #include "coordinator/generation_service.h"
@@ -102,6 +103,9 @@ absl::Status Run(const Options& options) {
   auto tokenizer = Tokenizer::Load(options.model_dir);
   if (!tokenizer.ok()) return tokenizer.status();
   const TokenizerCodec codec(*std::move(tokenizer));
+  const auto templates = chat::ModelTemplates::Load(options.model_dir);
+  if (!templates.status().ok())
+    spdlog::info("no chat: {}", std::string(templates.status().message()));
 
   boost::asio::io_context io(1);
   auto work = boost::asio::make_work_guard(io);
@@ -127,7 +131,7 @@ absl::Status Run(const Options& options) {
                  .on_serving = [&](bool on) { health->SetServing(on); },
                  .kill_worker = KillWorker});
   const auto service =
-      MakeGenerationService({io.get_executor(), pool.get_executor(), &engine, &codec});
+      MakeGenerationService({io.get_executor(), pool.get_executor(), &engine, &codec, &templates});
   auto server = GrpcServer::Make(io.get_executor(), options.grpc_listen_fd, service.get());
   if (!server.ok()) return server.status();
   health = server->get();
