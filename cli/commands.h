@@ -22,6 +22,7 @@ void AddTokenize(CLI::App& app, Command* command);
 void AddLogits(CLI::App& app, Command* command);
 void AddCalibrate(CLI::App& app, Command* command);
 void AddRecall(CLI::App& app, Command* command);
+void AddEval(CLI::App& app, Command* command);
 void AddBench(CLI::App& app, Command* command);
 
 // Reads "1,2,3". INVALID_ARGUMENT names the first part that is not a number.

@@ -32,7 +32,7 @@ int Main(int argc, char** argv) {
   AddLogits(app, &command);
   AddCalibrate(app, &command);
   AddRecall(app, &command);
-  AddLater(app, "eval", "judge selections on tasks", &command);
+  AddEval(app, &command);
   AddBench(app, &command);
   AddLater(app, "job", "jobs that outlive their client", &command);
   AddLater(app, "doctor", "what this machine can do", &command);

@@ -1,6 +1,7 @@
 # Everything here is packaged by Debian 12; deploy/install-deps.sh lists the packages.
 find_package(Threads REQUIRED)
 find_package(absl REQUIRED)
+find_package(ZLIB REQUIRED)
 find_package(Protobuf REQUIRED)
 find_package(PkgConfig REQUIRED)
 find_package(gRPC CONFIG REQUIRED)

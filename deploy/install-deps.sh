@@ -8,7 +8,7 @@ packages=(
   build-essential cmake ninja-build ccache pkg-config ca-certificates
   libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc
   libboost1.81-dev libspdlog-dev libcli11-dev libtomlplusplus-dev
-  nlohmann-json3-dev rapidjson-dev libpcre2-dev libicu-dev libxxhash-dev libhwy-dev
+  nlohmann-json3-dev rapidjson-dev libpcre2-dev libicu-dev libxxhash-dev libhwy-dev zlib1g-dev
   prometheus-cpp-dev libgtest-dev
   jq curl procps
 )

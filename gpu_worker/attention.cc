@@ -52,6 +52,7 @@ void Attention::EndStep() {
 }
 
 void Attention::Run(uint32_t layer) {
+  if (on_attend_) return AttendByHook(layer);
   LayerCounts& counts = counts_[layer];
   if (options_.fetcher) {
     Timeline::Span span(options_.timeline, "settle", layer);
@@ -98,6 +99,15 @@ std::vector<Attention::RopeRun> Attention::RopeRuns() const {
 
 void Attention::Append(uint32_t layer, std::span<const uint32_t> positions) {
   for (const RopeRun& run : RopeRuns()) AppendRun(layer, run, positions);
+}
+
+void Attention::AttendByHook(uint32_t layer) {
+  const size_t width = size_t{config_.heads} * config_.head_dim;
+  for (size_t i = 0; i < items_.size(); ++i) {
+    CHECK(backend_.host_memory() && !items_[i].device && items_[i].ids.size() == 1);
+    on_attend_(layer, items_[i], HostRows(layer, items_[i]), scratch_.q + first_[i] * width,
+               scratch_.attended + first_[i] * width);
+  }
 }
 
 // Rows go to the segment, and where the item's rows are on the device by position, there too.

@@ -75,6 +75,13 @@ class Attention {
                                            bool predicted, std::span<uint32_t> list)>;
   void set_selection_hook(SelectionHook hook) { on_selection_ = std::move(hook); }
 
+  // Evaluation, where the device's memory is the host's and rows are attended where they lie: takes
+  // the place of selecting and attending, one token of an item at a time. q and out: [heads,
+  // head_dim]; the token's own row is written.
+  using AttendHook = std::function<void(uint32_t layer, const StepItem& item, const RowTable& rows,
+                                        const float* q, float* out)>;
+  void set_attend_hook(AttendHook hook) { on_attend_ = std::move(hook); }
+
   // Called between the parts of a layer that may wait for a slow link.
   void set_progress(std::function<void()> progress) { progress_ = std::move(progress); }
 
@@ -101,6 +108,7 @@ class Attention {
   };
   using Use = std::function<void(std::span<const Selecting> round, size_t stride)>;
 
+  void AttendByHook(uint32_t layer);
   void AttendDense(uint32_t layer);
   void AttendSelected(uint32_t layer, std::span<const Selecting> round, size_t stride);
   void AttendPredicted(uint32_t layer, uint32_t index);
@@ -179,6 +187,7 @@ class Attention {
 
   std::function<void()> progress_;
   SelectionHook on_selection_;
+  AttendHook on_attend_;
 };
 
 }  // namespace sparsekv

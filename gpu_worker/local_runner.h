@@ -67,7 +67,9 @@ class LocalRunner {
   // Logits of the last pass's token i, [vocab_size], valid until the next call.
   const float* Logits(uint32_t i);
 
-  void Reset() { sequences_[0].position = 0; }
+  void Reset() { Rewind(0); }
+  // Forgets the first sequence's tokens from `position` on.  REQUIRES: position <= position().
+  void Rewind(uint32_t position) { sequences_[0].position = position; }
   uint32_t position(uint32_t sequence = 0) const { return sequences_[sequence].position; }
   Model& model() { return *device_.model; }
   Device& device() { return device_; }

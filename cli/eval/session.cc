@@ -1,0 +1,281 @@
+#include "cli/eval/session.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <thread>
+
+#include "base/check.h"
+#include "cli/eval/policies/scores.h"
+#include "kernels/half.h"
+
+namespace sparsekv {
+
+namespace {
+
+constexpr uint32_t kChunk = 512;
+
+}  // namespace
+
+void AttendCost::Add(const AttendCost& other) {
+  steps += other.steps;
+  rows += other.rows;
+  bytes += other.bytes;
+  dense_rows += other.dense_rows;
+  dense_bytes += other.dense_bytes;
+}
+
+Session::Session(const ModelFiles& files, const Options& options)
+    : files_(files), options_(options), shapes_(Shapes()) {}
+
+std::vector<HeadShape> Session::Shapes() const {
+  const ModelConfig& config = files_.config;
+  std::vector<HeadShape> shapes;
+  for (uint32_t layer = 0; layer < config.layers; ++layer) {
+    for (uint32_t head = 0; head < config.kv_heads; ++head) {
+      shapes.push_back({.layer = layer,
+                        .kv_head = head,
+                        .head_dim = config.head_dim,
+                        .group = config.group(),
+                        .value_bytes = static_cast<uint32_t>(SizeOf(config.row_dtype)),
+                        .scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim))});
+    }
+  }
+  return shapes;
+}
+
+absl::StatusOr<std::unique_ptr<Session>> Session::Make(const ModelFiles& files,
+                                                       const Options& options,
+                                                       std::span<const Candidate> candidates) {
+  std::unique_ptr<Session> session(new Session(files, options));
+  auto runner = LocalRunner::Make(
+      files,
+      {.max_tokens = options.max_tokens, .chunk_tokens = kChunk, .threads = options.threads});
+  if (!runner.ok()) return runner.status();
+  session->runner_ = *std::move(runner);
+  PromptObserver::Options observe = {
+      .stride = options.attention_stride,
+      .threads = options.threads ? options.threads : std::thread::hardware_concurrency()};
+  uint32_t guess_channels = 0;
+  for (const Candidate& candidate : candidates) {
+    const PolicySpec& policy = candidate.policy;
+    const ChannelConfig* channels = files.channel_config();
+    if (absl::Status s = policy.Check(session->shapes_[0], channels); !s.ok()) return s;
+    observe.attention |= policy.needs_attention();
+    observe.last_attention |= policy.needs_last_attention();
+    if (policy.needs_prediction()) {
+      guess_channels = std::max(guess_channels, policy.label_channels(*channels));
+    }
+  }
+  const ModelConfig& config = files.config;
+  Backend& backend = session->runner_->model().backend();
+  session->observer_.emplace(observe, session->shapes_, config.kv_heads);
+  session->attender_.emplace(files.config, &backend, options.max_tokens);
+  if (guess_channels) {
+    session->guess_channels_ = *files.channels;
+    session->guess_channels_->UseChannels(guess_channels);
+    session->guess_.emplace(files, *session->guess_channels_, &backend);
+  }
+  for (size_t i = 0; i < session->shapes_.size(); ++i) {
+    session->keys_.emplace_back(config.head_dim, options.max_tokens);
+  }
+  return session;
+}
+
+void Session::Start(std::span<const uint32_t> prefix) {
+  CHECK_LT(prefix.size(), size_t{options_.max_tokens});
+  Model& model = runner_->model();
+  model.attention().set_attend_hook(nullptr);
+  runner_->Reset();
+  prefix_ = static_cast<uint32_t>(prefix.size());
+  for (KeyHistory& keys : keys_) keys.Truncate(0);
+  values_.assign(shapes_.size(), std::vector<double>(files_.config.head_dim));
+  kinds_.clear();
+  for (uint32_t id : prefix) {
+    kinds_.push_back(options_.kinds.empty() ? TokenKind::kOther : options_.kinds[id]);
+  }
+  observer_->Begin(prefix_);
+  model.set_qk_observer([this](uint32_t layer, const float* q, const float*, uint32_t tokens) {
+    ObserveChunk(layer, q, tokens);
+  });
+  for (size_t i = 0; i < prefix.size(); i += kChunk) {
+    runner_->Forward(prefix.subspan(i, std::min<size_t>(kChunk, prefix.size() - i)), RowBudget{});
+  }
+  model.set_qk_observer(nullptr);
+  prefix_values_ = values_;
+}
+
+// The chunk's rows are written when its queries are seen.
+void Session::ObserveChunk(uint32_t layer, const float* q, uint32_t tokens) {
+  const uint32_t position = runner_->position(), kv_heads = files_.config.kv_heads;
+  AppendRows(layer, runner_->HostRows(layer, 0), position, tokens);
+  observer_->Observe(layer, q, position, tokens,
+                     std::span(keys_).subspan(size_t{layer} * kv_heads, kv_heads));
+}
+
+void Session::AppendRows(uint32_t layer, const RowTable& rows, uint32_t position, uint32_t tokens) {
+  const ModelConfig& config = files_.config;
+  std::vector<float> key(config.head_dim);
+  for (uint32_t h = 0; h < config.kv_heads; ++h) {
+    const size_t head = size_t{layer} * config.kv_heads + h;
+    CHECK_EQ(keys_[head].tokens(), position);
+    for (uint32_t t = position; t < position + tokens; ++t) {
+      const std::byte* row = rows.Row(h, t);
+      for (uint32_t c = 0; c < config.head_dim; ++c) {
+        key[c] = LoadValue(row, c, rows.layout->dtype);
+        values_[head][c] += LoadValue(row, config.head_dim + c, rows.layout->dtype);
+      }
+      keys_[head].Append(key.data());
+    }
+  }
+}
+
+void Session::Rewind() {
+  runner_->Rewind(prefix_);
+  for (KeyHistory& keys : keys_) keys.Truncate(prefix_);
+  kinds_.resize(prefix_);
+  values_ = prefix_values_;
+  guessed_ = nullptr;
+}
+
+Session::Running Session::MakeRunning(const Candidate& candidate) {
+  Running running;
+  running.candidate = candidate;
+  for (size_t head = 0; head < shapes_.size() && !candidate.policy.dense(); ++head) {
+    running.heads.push_back(
+        candidate.policy.Make(shapes_[head], files_.channel_config(), options_.seed));
+    running.heads.back()->Begin({.keys = &keys_[head],
+                                 .attention = observer_->attention(head),
+                                 .last_attention = observer_->last_attention(head),
+                                 .kinds = &kinds_});
+  }
+  return running;
+}
+
+void Session::Begin(const Candidate& candidate) {
+  Rewind();
+  probe_ = nullptr;
+  running_.clear();
+  running_.push_back(MakeRunning(candidate));
+  if (candidate.policy.dense()) {
+    runner_->model().attention().set_attend_hook(nullptr);
+    return;
+  }
+  runner_->model().attention().set_attend_hook(
+      [this](uint32_t layer, const StepItem& item, const RowTable& rows, const float* q,
+             float* out) { AttendStep(layer, item.position, rows, q, out); });
+}
+
+void Session::BeginProbe(std::span<const Candidate> candidates, Probe probe) {
+  CHECK(!candidates.empty());
+  Begin(candidates[0]);
+  running_.clear();
+  for (const Candidate& candidate : candidates) running_.push_back(MakeRunning(candidate));
+  probe_ = std::move(probe);
+  runner_->model().attention().set_attend_hook(
+      [this](uint32_t layer, const StepItem& item, const RowTable& rows, const float* q,
+             float* out) { AttendStep(layer, item.position, rows, q, out); });
+}
+
+const float* Session::Step(uint32_t id) {
+  if (running_[0].heads.empty() && !probe_) CountDense(running_[0], position(), 1);
+  kinds_.push_back(options_.kinds.empty() ? TokenKind::kOther : options_.kinds[id]);
+  guessed_ = nullptr;
+  runner_->Forward({&id, 1}, RowBudget{});
+  for (Running& running : running_) ++running.cost.steps;
+  return runner_->Logits(0);
+}
+
+void Session::Steps(std::span<const uint32_t> ids,
+                    const std::function<void(size_t index, const float* logits)>& seen) {
+  if (!running_[0].heads.empty() || probe_) {
+    for (size_t i = 0; i < ids.size(); ++i) seen(i, Step(ids[i]));
+    return;
+  }
+  for (size_t from = 0; from < ids.size(); from += kChunk) {
+    const auto part = ids.subspan(from, std::min<size_t>(kChunk, ids.size() - from));
+    CountDense(running_[0], position(), static_cast<uint32_t>(part.size()));
+    running_[0].cost.steps += part.size();
+    runner_->Forward(part, RowBudget{});
+    for (uint32_t i = 0; i < part.size(); ++i) seen(from + i, runner_->Logits(i));
+  }
+}
+
+void Session::CountDense(Running& running, uint32_t first, uint32_t tokens) const {
+  const uint64_t n = tokens, rows = (n * first + n * (n + 1) / 2) * shapes_.size();
+  running.cost.rows += rows;
+  running.cost.dense_rows += rows;
+  running.cost.bytes += rows * shapes_[0].row_bytes();
+  running.cost.dense_bytes += rows * shapes_[0].row_bytes();
+}
+
+uint32_t Session::RowsFor(const RowBudget& budget, const HeadPolicy& policy,
+                          uint32_t tokens) const {
+  if (options_.unit == BudgetUnit::kRows) return budget.At(tokens);
+  const size_t wanted = budget.denominator
+                            ? (size_t{tokens} + budget.denominator - 1) / budget.denominator
+                            : budget.rows;
+  const size_t bytes = wanted * shapes_[0].row_bytes(), index = policy.IndexBytes(tokens);
+  const size_t rows = bytes > index ? (bytes - index) / shapes_[0].row_bytes() : 0;
+  return static_cast<uint32_t>(std::clamp<size_t>(rows, AlwaysSetSize(tokens), tokens));
+}
+
+void Session::Select(Running& running, size_t head, const float* q, HeadSelection* selection) {
+  const HeadShape& shape = shapes_[head];
+  const uint32_t tokens = keys_[head].tokens();
+  HeadPolicy& policy = *running.heads[head];
+  const size_t of_group = size_t{shape.kv_head} * shape.group * shape.head_dim;
+  selection->Clear();
+  policy.Select({.q = q,
+                 .predicted = guessed_ ? guessed_ + of_group : nullptr,
+                 .keys = &keys_[head],
+                 .rows = RowsFor(running.candidate.budget, policy, tokens)},
+                selection);
+  running.cost.rows += selection->rows.size();
+  running.cost.bytes += selection->rows.size() * shape.row_bytes() + selection->index_bytes;
+  running.cost.dense_rows += tokens;
+  running.cost.dense_bytes += tokens * shape.row_bytes();
+}
+
+void Session::AttendStep(uint32_t layer, uint32_t position, const RowTable& rows, const float* q,
+                         float* out) {
+  const ModelConfig& config = files_.config;
+  AppendRows(layer, rows, position, 1);
+  const size_t width = size_t{config.group()} * config.head_dim;
+  HeadSelection selection;
+  std::vector<double> mean(config.head_dim);
+  for (uint32_t h = 0; h < config.kv_heads; ++h) {
+    const size_t head = size_t{layer} * config.kv_heads + h;
+    if (probe_) {
+      ShowProbe(head, q + h * width);
+      selection.Clear();
+      selection.rows.resize(position + 1);
+      std::iota(selection.rows.begin(), selection.rows.end(), 0u);
+    } else {
+      Select(running_[0], head, q + h * width, &selection);
+    }
+    for (uint32_t c = 0; c < config.head_dim; ++c) mean[c] = values_[head][c] / (position + 1);
+    attender_->Attend(selection, h, position, rows, q + h * width, mean, out + h * width);
+  }
+  // The residual stream is still what entered the layer.
+  if (guess_ && layer + 1 < config.layers) {
+    guessed_ = guess_->Of(layer + 1, runner_->model().scratch().hidden, position);
+  }
+}
+
+void Session::ShowProbe(size_t head, const float* q) {
+  const HeadShape& shape = shapes_[head];
+  std::vector<float> attention;
+  GroupAttention(q, keys_[head], keys_[head].tokens(), shape, &attention);
+  HeadSelection selection;
+  for (size_t i = 0; i < running_.size(); ++i) {
+    Select(running_[i], head, q, &selection);
+    probe_({.layer = shape.layer,
+            .kv_head = shape.kv_head,
+            .attention = attention,
+            .candidate = i,
+            .rows = selection.rows});
+  }
+}
+
+}  // namespace sparsekv
