@@ -195,7 +195,7 @@ absl::Status CheckSizes(const EvalOptions& o, const ModelFiles& files) {
     return Bad(absl::StrCat("--context: ", o.task.context, " is less than ", kLeastContext));
   }
   if (o.tasks.empty()) return Bad("--task: none is given (or use --quick)");
-  return CheckLocalMemory(files, o.task.context + 1);
+  return CheckLocalMemory(files, o.task.context);
 }
 
 TaskSettings SettingsOf(const std::string& name, const EvalOptions& o) {
@@ -240,7 +240,7 @@ absl::Status Eval(EvalOptions o) {
   if (!settings.ok()) return settings.status();
   report.settings = *settings;
   auto session = Session::Make(*files,
-                               {.max_tokens = o.task.context + 1,
+                               {.max_tokens = o.task.context,
                                 .threads = o.threads,
                                 .unit = o.unit,
                                 .seed = o.task.seed,
