@@ -31,8 +31,10 @@ class Quest : public HeadPolicy {
         bounds[page] += Bound(step.q + size_t{h} * shape_.head_dim, page);
       }
     }
-    const uint32_t wanted = std::clamp(step.rows / options_.page, 1u, pages);
-    for (uint32_t page : TopRows(bounds, wanted, 0, 1)) {
+    // The last page, which may not be full, is always taken; of the others as many as fit.
+    const uint32_t last = tokens - (pages - 1) * options_.page;
+    const uint32_t others = step.rows > last ? (step.rows - last) / options_.page : 0;
+    for (uint32_t page : TopRows(bounds, std::min(1 + others, pages), 0, 1)) {
       const uint32_t end = std::min(tokens, (page + 1) * options_.page);
       for (uint32_t t = page * options_.page; t < end; ++t) selection->rows.push_back(t);
     }

@@ -148,8 +148,10 @@ Rows Quest(const Matrix& q, const Matrix& keys, uint32_t page, uint32_t count) {
       }
     }
   }
+  uint32_t wanted = 1;  // with the last one, as many whole pages as keep within the count
+  while (wanted < pages && tokens - (pages - 1) * page + wanted * page <= count) ++wanted;
   Rows rows;
-  for (uint32_t p : Best(bounds, std::clamp(count / page, 1u, pages), {pages - 1})) {
+  for (uint32_t p : Best(bounds, wanted, {pages - 1})) {
     for (uint32_t t = p * page; t < std::min(tokens, (p + 1) * page); ++t) rows.push_back(t);
   }
   return rows;
