@@ -12,7 +12,7 @@
 #include "base/ids.h"
 #include "base/log.h"
 #include "cli/commands.h"
-#include "cli/eval/report.h"
+#include "cli/eval/report/report.h"
 #include "cli/eval/state_file.h"
 #include "cli/local_memory.h"
 #include "gpu_worker/checkpoint/json_file.h"

@@ -40,7 +40,7 @@ std::unique_ptr<HeadPolicy> MakeDoubleSparsity(const HeadShape& shape,
 // How far StreamingLLM's first tokens stand from the query.
 enum class SinkDistance : uint8_t {
   kCache,    // as if the cache were the text (StreamingLLM)
-  kCeiling,  // as in the text, but no farther than the window is long (LM-Infinite)
+  kCeiling,  // as in the text, but no farther than the cache is long (LM-Infinite)
   kText,
 };
 std::unique_ptr<HeadPolicy> MakeStreaming(uint32_t sinks, SinkDistance distance);

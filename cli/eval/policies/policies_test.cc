@@ -151,7 +151,7 @@ TEST(Policies, StreamingKeepsSinksAndWindow) {
     for (uint32_t n = 0; n < count; ++n) EXPECT_EQ(got.distances[n], count - 1 - n);
     const HeadSelection far = c.Select(*MakeStreaming(4, SinkDistance::kCeiling), q, count);
     for (uint32_t n = 0; n < count; ++n) {
-      EXPECT_EQ(far.distances[n], std::min(c.tokens() - 1 - far.rows[n], count - 4));
+      EXPECT_EQ(far.distances[n], std::min(c.tokens() - 1 - far.rows[n], count - 1));
     }
   }
 }

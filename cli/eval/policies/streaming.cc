@@ -21,8 +21,9 @@ class Streaming : public HeadPolicy {
     if (distance_ == SinkDistance::kText) return;
     for (uint32_t i = 0; i < rows.size(); ++i) {
       const uint32_t distance = tokens - 1 - rows[i];
-      selection->distances.push_back(
-          distance_ == SinkDistance::kCache ? step.rows - 1 - i : std::min(distance, window));
+      selection->distances.push_back(distance_ == SinkDistance::kCache
+                                         ? step.rows - 1 - i
+                                         : std::min(distance, step.rows - 1));
     }
   }
 

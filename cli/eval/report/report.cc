@@ -1,4 +1,4 @@
-#include "cli/eval/report.h"
+#include "cli/eval/report/report.h"
 
 #include "absl/strings/str_format.h"
 
