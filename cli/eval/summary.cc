@@ -159,6 +159,7 @@ nlohmann::ordered_json TaskSummary::ToJson() const {
                                      {"rows_share", c.rows_share},
                                      {"bytes_per_step", c.bytes_per_step},
                                      {"bytes_share", c.bytes_share}};
+    if (metric == Metric::kPerplexity) result["mean_nll"] = std::log(c.value.value);
     if (!c.captured.empty()) {
       result["captured"] = c.captured;
       result["overlap"] = c.overlap;

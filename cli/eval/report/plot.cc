@@ -42,28 +42,16 @@ std::string Line(double x1, double y1, double x2, double y2, const char* style) 
                          style);
 }
 
-std::string Number(double value, bool percent) {
-  if (percent) return absl::StrFormat("%.3g %%", 100 * value);
-  return value < 10 ? absl::StrFormat("%.3g", value) : absl::StrFormat("%.0f", value);
-}
+std::string Percent(double share) { return absl::StrFormat("%.3g %%", 100 * share); }
 
 // Round numbers over a range, five or so.
-std::vector<double> Ticks(double low, double high, bool log) {
-  std::vector<double> ticks;
-  if (log) {
-    for (double decade = std::pow(10, std::floor(std::log10(low))); decade <= high; decade *= 10) {
-      for (double step : {1.0, 1.5, 2.0, 3.0, 5.0, 7.0}) {
-        if (decade * step >= low && decade * step <= high) ticks.push_back(decade * step);
-      }
-    }
-    if (ticks.size() >= 3) return ticks;
-    ticks.clear();
-  }
+std::vector<double> Ticks(double low, double high) {
   const double rough = (high - low) / 5, decade = std::pow(10, std::floor(std::log10(rough)));
   double step = decade;
   for (double factor : {2.0, 5.0, 10.0}) {
     if (step < rough) step = decade * factor;
   }
+  std::vector<double> ticks;
   for (double t = std::ceil(low / step) * step; t <= high + step / 1000; t += step) {
     ticks.push_back(std::abs(t) < step / 1000 ? 0 : t);
   }
@@ -82,8 +70,7 @@ Range YRange(const Plot& plot) {
       range.high = std::max({range.high, p.y, p.high});
     }
   }
-  if (plot.y_percent) return {0, std::max(1.0, range.high)};
-  if (plot.y_log) return {range.low / 1.02, range.high * 1.02};
+  if (plot.y_from_zero) return {0, std::max(1.0, range.high)};
   const double room = std::max((range.high - range.low) * 0.05, 1e-9);
   return {range.low - room, range.high + room};
 }
@@ -99,9 +86,7 @@ struct Plane {
     return kLeft + std::clamp(share, 0.0, 1.0) * (kRight - kLeft);
   }
   double Y(double value) const {
-    const auto place = [&](double v) { return plot.y_log ? std::log(std::max(v, 1e-12)) : v; };
-    const double share =
-        (place(value) - place(y.low)) / std::max(place(y.high) - place(y.low), 1e-12);
+    const double share = (value - y.low) / (y.high - y.low);
     return kBottom - std::clamp(share, 0.0, 1.0) * (kBottom - kTop);
   }
 };
@@ -109,10 +94,10 @@ struct Plane {
 std::string Axes(const Plane& plane) {
   const Plot& plot = plane.plot;
   std::string svg;
-  for (double tick : Ticks(plane.y.low, plane.y.high, plot.y_log)) {
+  for (double tick : Ticks(plane.y.low, plane.y.high)) {
     const double y = plane.Y(tick);
     svg += Line(kLeft, y, kRight, y, "stroke='#e4e4e4'");
-    svg += Text(kLeft - 6, y + 4, "end", Number(tick, plot.y_percent));
+    svg += Text(kLeft - 6, y + 4, "end", Percent(tick));
   }
   const double first = std::floor(std::log2(plot.x_low)), last = std::ceil(std::log2(plot.x_high));
   for (double e = first; e <= last; ++e) {
@@ -120,7 +105,7 @@ std::string Axes(const Plane& plane) {
     if (value < plot.x_low * 0.999 || value > plot.x_high * 1.001) continue;
     const double x = plane.X(value);
     svg += Line(x, kTop, x, kBottom, "stroke='#eeeeee'");
-    const std::string name = plot.x_percent ? Number(value, true)
+    const std::string name = plot.x_percent ? Percent(value)
                              : value < 1    ? absl::StrFormat("1/%.0f", 1 / value)
                                             : absl::StrFormat("%.0f", value);
     svg += Text(x, kBottom + 18, "middle", name);

@@ -5,7 +5,8 @@
 
 namespace sparsekv {
 
-// A plot of lines as SVG, to stand inside a page: title, axes with units, ticks, a legend.
+// A plot of shares over shares, lines as SVG, to stand inside a page: title, axes with units,
+// ticks, a legend.
 struct PlotPoint {
   double x = 0, y = 0;
   double low = 0, high = 0;  // of y
@@ -19,9 +20,8 @@ struct Plot {
   std::vector<PlotLine> lines;
   double x_low = 0, x_high = 1;  // logarithmic, base 2; both above 0
   bool x_percent = false;        // ticks as shares of a hundred, else as 1/N
-  bool y_log = false;
-  bool y_percent = false;
-  double reference = 0;  // a line across: what all are compared with
+  bool y_from_zero = false;      // y, shares of a hundred, from 0 to 1 or more
+  double reference = 0;          // a line across: what all are compared with
   std::string reference_name;
 
   std::string ToSvg() const;

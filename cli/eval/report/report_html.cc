@@ -14,9 +14,9 @@ namespace {
 constexpr char kHead[] =
     "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
     "<meta name='viewport' content='width=device-width'><title>%s</title><style>"
-    "body{font:15px/1.45 sans-serif;max-width:960px;margin:2em auto;padding:0 1em;color:#1a1a1a}"
-    "table{border-collapse:collapse;margin:1em 0;font-size:13px}"
-    "td,th{padding:3px 9px;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}"
+    "body{font:15px/1.45 sans-serif;max-width:1040px;margin:2em auto;padding:0 1em;color:#1a1a1a}"
+    "table{border-collapse:collapse;margin:1em 0;font-size:12.5px}"
+    "td,th{padding:3px 7px;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}"
     "td:first-child,th:first-child{text-align:left}th{background:#f4f4f4}"
     "dt{font-weight:bold}dd{margin:0 0 .4em 0}svg{max-width:100%%;height:auto}"
     "tr.dense td{background:#fafad2}details{margin:1em 0}</style></head><body>\n";
@@ -50,18 +50,18 @@ std::string ScoreText(const TaskSummary& task, double value) {
 std::string Table(const TaskSummary& task) {
   std::string html = absl::StrFormat(
       "<table><tr><th>policy</th><th>budget</th><th>%s</th><th>interval</th><th>change</th>"
-      "<th>interval</th><th>rows</th><th>bytes</th><th>bytes a step</th></tr>\n",
+      "<th>interval</th><th>rows</th><th>bytes</th><th>KiB a step</th></tr>\n",
       Perplexity(task) ? "perplexity"
                        : (task.name == "recall" ? "attention captured" : "accuracy"));
   for (const CandidateSummary& c : task.candidates) {
     absl::StrAppendFormat(&html,
                           "<tr%s><td>%s</td><td>%s</td><td>%s</td><td>%s .. %s</td><td>%+.2f</td>"
-                          "<td>%+.2f .. %+.2f</td><td>%s</td><td>%s</td><td>%.0f</td></tr>\n",
+                          "<td>%+.2f .. %+.2f</td><td>%s</td><td>%s</td><td>%.1f</td></tr>\n",
                           c.policy == "dense" ? " class='dense'" : "", Escape(c.policy),
                           Escape(c.budget), ScoreText(task, c.value.value),
                           ScoreText(task, c.value.low), ScoreText(task, c.value.high),
                           100 * c.change.value, 100 * c.change.low, 100 * c.change.high,
-                          Percent(c.rows_share), Percent(c.bytes_share), c.bytes_per_step);
+                          Percent(c.rows_share), Percent(c.bytes_share), c.bytes_per_step / 1024);
   }
   return html + "</table>\n";
 }
@@ -72,13 +72,14 @@ Plot PlotOf(const TaskSummary& task, bool bytes) {
   plot.title = absl::StrCat(task.name, bytes ? ": by bytes read" : ": by rows attended");
   plot.x_title = bytes ? "bytes read per decode step, share of dense attention's (log)"
                        : "rows attended per decode step, share of dense attention's (log)";
-  plot.y_title = Perplexity(task)        ? "perplexity (log; lower is better)"
+  // Texts differ more than policies do: perplexity is drawn beside dense, with the paired interval.
+  const bool change = Perplexity(task);
+  plot.y_title = change                  ? "perplexity above dense attention's, % (lower is better)"
                  : task.name == "recall" ? "dense attention captured, %"
                                          : "accuracy, %";
-  plot.y_log = Perplexity(task);
-  plot.y_percent = !plot.y_log;
+  plot.y_from_zero = !change;
   plot.x_percent = bytes;
-  plot.reference = task.candidates[0].value.value;
+  plot.reference = change ? 0 : task.candidates[0].value.value;
   plot.reference_name = "dense";
   std::map<std::string, size_t> places;
   double low = 1;
@@ -88,7 +89,8 @@ Plot PlotOf(const TaskSummary& task, bool bytes) {
     if (added) plot.lines.push_back({c.policy, {}});
     const double x = bytes ? c.bytes_share : c.rows_share;
     low = std::min(low, x);
-    plot.lines[place->second].points.push_back({x, c.value.value, c.value.low, c.value.high});
+    const Estimate& y = change ? c.change : c.value;
+    plot.lines[place->second].points.push_back({x, y.value, y.low, y.high});
   }
   for (PlotLine& line : plot.lines) std::ranges::sort(line.points, {}, &PlotPoint::x);
   plot.x_low = std::max(low * 0.9, 1e-5);
