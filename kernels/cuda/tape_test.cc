@@ -74,6 +74,12 @@ TEST_F(TapeTest, WhatIsNotAParameterIsAnotherGraph) {
   with(2, false);
   Step(tape, {3, 4}, 2);
   EXPECT_EQ(tape.statistics().graphs_made, 7u);
+  for (uint32_t* to : {acc_ + 1, acc_ + 2, acc_ + 1}) {  // nothing but an argument by value
+    tape.Begin(StepKind::kDecode);
+    tape.Launch(Join, dim3(1), dim3(1), 0, static_cast<const uint32_t*>(acc_), to);
+    tape.Finish();
+  }
+  EXPECT_EQ(tape.statistics().graphs_made, 9u);
 }
 
 TEST_F(TapeTest, TheGraphUsedLongestAgoGoes) {
