@@ -18,9 +18,7 @@ namespace {
 using Method = QuantizationConfig::Method;
 
 constexpr std::string_view kSuffix = ".weight";
-// A larger scale would be infinite where products shift it by 2^120 (kernels/cpu/linear_fp8.cc);
-// the largest weight would be beyond 100,000.
-constexpr float kMaxFp8Scale = 255;
+constexpr float kMaxFp8Scale = 1e30f;  // times 448 and what products shift it by, it is finite
 
 // The module of "X.weight": "X".
 std::string Base(const std::string& tensor) {

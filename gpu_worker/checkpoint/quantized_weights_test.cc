@@ -252,10 +252,10 @@ TEST(QuantizedWeights, RefusesFloat8AndCompressedTensorsInOneLine) {
       kFp8, [](Tensors& t) { t[kQ + ".weight"].bytes = std::string(32 * 24, '\xff'); },
       "/model.safetensors: module \"" + kQ + "\" holds a weight that is NaN");
   Refuses(
-      kFp8, [](Tensors& t) { t[kQ + ".weight_scale_inv"].bytes = std::string(16, '\x50'); },
+      kFp8, [](Tensors& t) { t[kQ + ".weight_scale_inv"].bytes = std::string(16, '\x77'); },
       kTensor +
-          ".weight_scale_inv\" holds the scale 1.39797e+10, not supported (supported: up "
-          "to 255)");
+          ".weight_scale_inv\" holds the scale 5.01922e+33, not supported (supported: up "
+          "to 1e+30)");
   Refuses(
       kFp8, [](Tensors& t) { t.erase(kQ + ".weight_scale_inv"); },
       ": tensor \"" + kQ + ".weight_scale\" is missing");

@@ -12,16 +12,19 @@ HWY_BEFORE_NAMESPACE();
 namespace sparsekv::cpu::HWY_NAMESPACE {
 namespace {
 
-// A code's bits, moved to where a float32 has them, are its value times 2^-120 (FromE4M3).
-constexpr float kCodeScale = 0x1p120f;
+// A code's bits, moved to where a float16 has them, are its value times 2^-8, subnormal ones too.
+// (As a float32 they would be subnormal far more often, which some machines are slow with.)
+constexpr float kCodeScale = 0x1p8f;
+constexpr size_t kTaskBytes = 256 << 10;
 
-// kLanes values of 2^-120 of what the codes mean.
+// kLanes values of 2^-8 of what the codes mean.
 HWY_INLINE VF LoadCodes(const uint8_t* from) {
-  const hn::RebindToSigned<DF> di;
   const hn::Rebind<int8_t, DF> d8;
-  const auto codes = hn::PromoteTo(di, hn::LoadU(d8, reinterpret_cast<const int8_t*>(from)));
-  const auto kept = hn::Set(di, static_cast<int32_t>(0x87F00000u));
-  return hn::BitCast(DF(), hn::And(hn::ShiftLeft<20>(codes), kept));
+  const hn::Rebind<int16_t, DF> d16;
+  const hn::Rebind<hwy::float16_t, DF> df16;
+  const auto codes = hn::PromoteTo(d16, hn::LoadU(d8, reinterpret_cast<const int8_t*>(from)));
+  const auto kept = hn::Set(d16, static_cast<int16_t>(0xBF80));
+  return hn::PromoteTo(DF(), hn::BitCast(df16, hn::And(hn::ShiftLeft<7>(codes), kept)));
 }
 
 // Rows for Tile, over inputs that share a scale.
@@ -85,8 +88,7 @@ class Fp8Matrix {
 void DirectCodes(const LinearArgs& args, const Fp8Matrix& w, Context& context) {
   const size_t inputs = w.cols();
   const size_t all = args.weight.rows;
-  const auto run = [&](uint32_t task, unsigned thread) {
-    const size_t first = task * kDirectOutputs;
+  const auto piece = [&](size_t first, unsigned thread) {
     const size_t outputs = HWY_MIN(kDirectOutputs, all - first);
     TileEnds ends{.partials_stride = kDirectOutputs * kLanes,
                   .y = args.y + first,
@@ -104,7 +106,16 @@ void DirectCodes(const LinearArgs& args, const Fp8Matrix& w, Context& context) {
       i = end;
     }
   };
-  context.pool.Run(static_cast<uint32_t>((all + kDirectOutputs - 1) / kDirectOutputs), run);
+  // Long tasks: each begins with a cold stream. But several for a thread.
+  const size_t pieces = (all + kDirectOutputs - 1) / kDirectOutputs;
+  const size_t most = HWY_MAX(size_t{1}, pieces / (8 * context.pool.threads()));
+  const size_t task_pieces =
+      HWY_MIN(most, HWY_MAX(size_t{1}, kTaskBytes / (inputs * kDirectOutputs)));
+  const auto run = [&](uint32_t task, unsigned thread) {
+    const size_t end = HWY_MIN((task + 1) * task_pieces, pieces);
+    for (size_t p = task * task_pieces; p < end; ++p) piece(p * kDirectOutputs, thread);
+  };
+  context.pool.Run(static_cast<uint32_t>((pieces + task_pieces - 1) / task_pieces), run);
 }
 
 void LinearFp8Impl(const LinearArgs& args, Context& context) {
