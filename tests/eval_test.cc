@@ -96,6 +96,25 @@ TEST(Eval, AKilledSweepGoesOn) {
   }
 }
 
+// The recall checkpoint: dense attention and the oracle follow every pointer, a window none.
+TEST(Eval, Chase) {
+  ScratchDir dir;
+  const auto made = RunBinary("sparsekv", {"recall", "--out", dir.path(), "--context", "1024",
+                                           "--hops", "8", "--extra-layers", "1"});
+  ASSERT_EQ(made.code, 0) << made.err;
+  const auto run = RunBinary(
+      "sparsekv", {"eval",      "--model",       dir.path(), "--task",   "chase",
+                   "--context", "1024",          "--hops",   "8",        "--cases",
+                   "2",         "--policy",      "oracle",   "--policy", "double-sparsity",
+                   "--policy",  "streaming-llm", "--budget", "1/8",      "--json"});
+  ASSERT_EQ(run.code, 0) << run.err;
+  const auto results = Results(run.out)["tasks"][0]["results"];
+  EXPECT_EQ(results[0]["score"]["value"], 1.0);
+  EXPECT_EQ(results[1]["score"]["value"], 1.0);
+  EXPECT_EQ(results[2]["score"]["value"], 1.0);
+  EXPECT_LT(results[3]["score"]["value"], 0.5);
+}
+
 TEST(Eval, TheReportStandsAlone) {
   ScratchDir dir;
   const std::string page = dir.path() + "/report.html";

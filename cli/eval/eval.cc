@@ -202,6 +202,7 @@ TaskSettings SettingsOf(const std::string& name, const EvalOptions& o) {
   TaskSettings settings = o.task;
   const bool generated = settings.file.empty() && name != "perplexity" && name != "recall";
   if (settings.cases == 0 && generated) settings.cases = kGeneratedCases;
+  if (settings.hops == 0) settings.hops = name == "chase" ? 64 : 4;
   if (settings.last == 0 && name == "recall") settings.last = kRecallSteps;
   return settings;
 }

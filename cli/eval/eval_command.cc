@@ -27,9 +27,8 @@ void AddTaskOptions(CLI::App* sub, TaskSettings* t) {
   sub->add_option("--last", t->last,
                   "tokens of a window that are decoded; default all (recall: 64)");
   sub->add_flag("--bos-each-window", t->bos_each_window, "every window begins as a text does");
-  sub->add_option("--hops", t->hops, "chase, variable-tracking: links of the chain")
-      ->check(CLI::Range(1u, 999u))
-      ->capture_default_str();
+  sub->add_option("--hops", t->hops, "links of a chain; default 64 (chase), 4 (variable-tracking)")
+      ->check(CLI::Range(1u, 999u));
   sub->add_option("--needles", t->needles, "niah-multi...: keys, values or questions")
       ->check(CLI::Range(1u, 1024u))
       ->capture_default_str();

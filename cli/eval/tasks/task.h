@@ -58,7 +58,7 @@ struct TaskSettings {
   uint32_t stride = 0;             // perplexity: 0 = context
   uint32_t last = 0;               // perplexity: tokens that are decoded; 0 = all
   bool bos_each_window = false;
-  uint32_t hops = 16;  // chase; variable-tracking
+  uint32_t hops = 0;  // links of a chain; 0 = 64 of chase, 4 of variable-tracking
   uint32_t needles = 4;
   std::string haystack = "text";  // or "needles": nothing but other needles
   uint32_t shots = 5;             // mmlu
