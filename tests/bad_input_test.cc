@@ -268,7 +268,7 @@ TEST(BadCommandTest, CommandLine) {
   expect({}, 2, "subcommand");
   expect({"serve", "--help"}, 0, "--host-memory");
   expect({"frobnicate"}, 2, "frobnicate");
-  expect({"eval"}, 1, "not in this version");
+  expect({"eval"}, 2, "--model is required");
   expect({"generate"}, 2, "prompt");
   expect({"generate", "--prompt", "a", "--token-ids", "1"}, 2, "prompt");
   expect({"generate", "--grpc", "127.0.0.1:1", "--prompt", "a"}, 1, "127.0.0.1:1");

@@ -49,7 +49,7 @@ std::vector<double> Ticks(double low, double high) {
   const double rough = (high - low) / 5, decade = std::pow(10, std::floor(std::log10(rough)));
   double step = decade;
   for (double factor : {2.0, 5.0, 10.0}) {
-    if (step < rough) step = decade * factor;
+    if (step < rough * 0.999) step = decade * factor;
   }
   std::vector<double> ticks;
   for (double t = std::ceil(low / step) * step; t <= high + step / 1000; t += step) {
