@@ -214,6 +214,19 @@ absl::Status WriteHtml(const std::string& path, const EvalReport& report) {
   return WriteFileAtomically(path, report.ToHtml(date));
 }
 
+// Policies see every token that was, and one set of frequencies.
+absl::Status CheckFamily(const ModelConfig& config) {
+  if (!config.windows.empty()) {
+    return Bad(absl::StrCat("config.json: sliding_window ",
+                            *std::ranges::max_element(config.windows),
+                            ": models with a window are not evaluated in this version"));
+  }
+  if (config.rope_scaling.kind == RopeScaling::Kind::kLongRope) {
+    return Bad("config.json: rope type longrope is not evaluated in this version");
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status Eval(EvalOptions o) {
@@ -221,6 +234,7 @@ absl::Status Eval(EvalOptions o) {
   if (!files.ok()) return files.status();
   auto tokenizer = Tokenizer::Load(o.model_dir);
   if (!tokenizer.ok()) return tokenizer.status();
+  if (absl::Status s = CheckFamily(files->config); !s.ok()) return s;
   FillIn(&o, files->config);
   if (absl::Status s = CheckSizes(o, *files); !s.ok()) return s;
   auto candidates = Candidates(o, files->channels.has_value());

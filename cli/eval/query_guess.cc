@@ -32,7 +32,12 @@ QueryGuess::~QueryGuess() {
 
 const float* QueryGuess::Of(uint32_t layer, const float* hidden, uint32_t position) {
   std::copy_n(hidden, config_.hidden_size, ahead_.normed);
-  predictor_->Predict(layer, {&position, 1}, inverse_frequency_, ahead_);
+  predictor_->Project(layer, 1, ahead_);
+  backend_->Rope({.x = ahead_.q,
+                  .positions = {&position, 1},
+                  .inverse_frequency = inverse_frequency_,
+                  .heads = config_.heads,
+                  .head_dim = config_.head_dim});
   return ahead_.q;
 }
 

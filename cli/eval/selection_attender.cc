@@ -1,7 +1,6 @@
 #include "cli/eval/selection_attender.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <numeric>
 
@@ -85,7 +84,7 @@ void SelectionAttender::Attend(const HeadSelection& selection, uint32_t kv_head,
                     .kv_heads = 1,
                     .group = group,
                     .head_dim = config_.head_dim,
-                    .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim)),
+                    .scale = config_.attention_scale(),
                     .selection_stride = count,
                     .items = {&item, 1}});
   for (size_t h = 0; h < selection.share.size(); ++h) {

@@ -38,7 +38,7 @@ std::vector<HeadShape> Session::Shapes() const {
                         .head_dim = config.head_dim,
                         .group = config.group(),
                         .value_bytes = static_cast<uint32_t>(SizeOf(config.row_dtype)),
-                        .scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim))});
+                        .scale = config.attention_scale()});
     }
   }
   return shapes;
