@@ -30,8 +30,8 @@ using VU16 = hn::Vec<DU16>;
 constexpr uint32_t kBlockInputs = 128;  // inputs of x that share a scale, at most
 constexpr size_t kVectors = kPanelOutputs / kLanes;
 constexpr size_t kTileTokens = kVectors > 2 ? 2 : 4;  // what 16 registers hold, or 32
-constexpr size_t kTaskBytes = 64 << 10;               // of codes: tasks that stream for a while
-constexpr size_t kAheadBytes = 2048;  // the hardware's own prefetching ends with each page
+constexpr size_t kTaskBytes = 128 << 10;              // of codes: a task begins with cold streams
+constexpr size_t kAheadBytes = 4096;  // the hardware's own prefetching ends with each page
 static_assert(kPanelOutputs % kLanes == 0);
 
 // x as integers, with what they mean: x = scale * code.
@@ -119,45 +119,53 @@ HWY_INLINE VI16 Unpack(const uint32_t* words) {
   return hn::BitCast(DI16(), v);
 }
 
-template <size_t kTokens>
-using Sums = VI32[kTokens][kVectors];
+// Panels that one token's products read side by side: memory serves several streams faster than
+// one, and they share what is loaded of x.
+constexpr size_t kSidePanels = kVectors > 2 ? 2 : 4;
 
-template <Encoding kEncoding, size_t kPair, size_t kTokens>
-HWY_INLINE void AddPair(const uint32_t* words, const CodedX& x, size_t input, Sums<kTokens>& sums) {
-  VI16 codes[kVectors];
-#pragma GCC unroll 4
-  for (size_t v = 0; v < kVectors; ++v) {
-    codes[v] = Unpack<kEncoding, kPair>(words + v * kLanes);
-  }
+template <size_t kTokens, size_t kPanels>
+using Sums = VI32[kTokens][kPanels * kVectors];
+
+template <Encoding kEncoding, size_t kPair, size_t kTokens, size_t kPanels>
+HWY_INLINE void AddPair(const uint32_t* words, size_t panel_words, const CodedX& x, size_t input,
+                        Sums<kTokens, kPanels>& sums) {
+  VI16 xs[kTokens];
 #pragma GCC unroll 4
   for (size_t t = 0; t < kTokens; ++t) {
     int32_t pair;
     std::memcpy(&pair, x.codes + t * x.stride + input + 2 * kPair, sizeof(pair));
-    const VI16 xs = hn::BitCast(DI16(), hn::Set(DI32(), pair));
+    xs[t] = hn::BitCast(DI16(), hn::Set(DI32(), pair));
+  }
+#pragma GCC unroll 8
+  for (size_t c = 0; c < kPanels * kVectors; ++c) {
+    const VI16 codes =
+        Unpack<kEncoding, kPair>(words + c / kVectors * panel_words + c % kVectors * kLanes);
 #pragma GCC unroll 4
-    for (size_t v = 0; v < kVectors; ++v) {
+    for (size_t t = 0; t < kTokens; ++t) {
       VI32 unused = hn::Zero(DI32());
-      sums[t][v] = hn::ReorderWidenMulAccumulate(DI32(), codes[v], xs, sums[t][v], unused);
+      sums[t][c] = hn::ReorderWidenMulAccumulate(DI32(), codes, xs[t], sums[t][c], unused);
     }
   }
 }
 
 // sums += codes . x over `units` units.
-template <Encoding kEncoding, size_t kTokens>
-HWY_INLINE void AddBlock(const uint32_t* HWY_RESTRICT words, size_t units, const CodedX& x,
-                         size_t input, Sums<kTokens>& sums) {
+template <Encoding kEncoding, size_t kTokens, size_t kPanels>
+HWY_INLINE void AddBlock(const uint32_t* HWY_RESTRICT words, size_t panel_words, size_t units,
+                         const CodedX& x, size_t input, Sums<kTokens, kPanels>& sums) {
   constexpr size_t kUnitWords = WordsOfUnit(kEncoding) * kPanelOutputs;
   constexpr size_t kLineWords = 64 / sizeof(uint32_t);
   for (size_t u = 0; u < units; ++u, words += kUnitWords, input += kUnitInputs) {
-    if (kTokens == 1) {
-      for (size_t line = 0; line < kUnitWords; line += kLineWords) {
-        __builtin_prefetch(words + line + kAheadBytes / sizeof(uint32_t));
+    if constexpr (kTokens == 1) {
+      for (size_t p = 0; p < kPanels; ++p) {
+        for (size_t line = 0; line < kUnitWords; line += kLineWords) {
+          __builtin_prefetch(words + p * panel_words + line + kAheadBytes / sizeof(uint32_t));
+        }
       }
     }
-    AddPair<kEncoding, 0, kTokens>(words, x, input, sums);
-    AddPair<kEncoding, 1, kTokens>(words, x, input, sums);
-    AddPair<kEncoding, 2, kTokens>(words, x, input, sums);
-    AddPair<kEncoding, 3, kTokens>(words, x, input, sums);
+    AddPair<kEncoding, 0, kTokens, kPanels>(words, panel_words, x, input, sums);
+    AddPair<kEncoding, 1, kTokens, kPanels>(words, panel_words, x, input, sums);
+    AddPair<kEncoding, 2, kTokens, kPanels>(words, panel_words, x, input, sums);
+    AddPair<kEncoding, 3, kTokens, kPanels>(words, panel_words, x, input, sums);
   }
 }
 
@@ -168,45 +176,58 @@ HWY_INLINE VI32 ZeroPoints(const Coding& coding, size_t at) {
   return hn::PromoteTo(DI32(), hn::LoadU(d8, coding.zeros + at));
 }
 
-// One panel's outputs of kTokens tokens, into out[t][16].
-template <Encoding kEncoding, size_t kTokens, typename S>
+// Where a matrix's panels lie.
+template <Encoding kEncoding>
+struct PanelShape {
+  explicit PanelShape(const WeightView& w)
+      : groups(CeilDivide(w.cols, w.coding.group)),
+        words(size_t{CeilDivide(w.cols, kUnitInputs)} * kUnitWords) {}
+
+  static constexpr size_t kUnitWords = WordsOfUnit(kEncoding) * kPanelOutputs;
+  size_t groups;
+  size_t words;  // of a panel
+};
+
+// The outputs of kPanels panels for kTokens tokens, into out[t][panel][16].
+template <Encoding kEncoding, size_t kTokens, size_t kPanels, typename S>
 HWY_INLINE void Tile(const WeightView& w, const S* scales, size_t panel, const CodedX& x,
-                     float (*HWY_RESTRICT out)[kPanelOutputs]) {
+                     float (*HWY_RESTRICT out)[kPanels * kPanelOutputs]) {
   const DF d;
-  const size_t groups = CeilDivide(w.cols, w.coding.group);
-  const size_t group_blocks = x.blocks / groups;
-  const size_t units = CeilDivide(w.cols, kUnitInputs);
-  constexpr size_t kUnitWords = WordsOfUnit(kEncoding) * kPanelOutputs;
-  const auto* words = static_cast<const uint32_t*>(w.data) + panel * units * kUnitWords;
-  for (size_t t = 0; t < kTokens; ++t) std::fill_n(out[t], kPanelOutputs, 0.0f);
-  for (size_t g = 0; g < groups; ++g) {
-    const size_t at = (panel * groups + g) * kPanelOutputs;
+  const PanelShape<kEncoding> shape(w);
+  const size_t group_blocks = x.blocks / shape.groups;
+  const auto* words = static_cast<const uint32_t*>(w.data) + panel * shape.words;
+  // Scales and zero points of a column of kLanes outputs.
+  const auto at = [&](size_t g, size_t c) {
+    return ((panel + c / kVectors) * shape.groups + g) * kPanelOutputs + c % kVectors * kLanes;
+  };
+  for (size_t t = 0; t < kTokens; ++t) std::fill_n(out[t], kPanels * kPanelOutputs, 0.0f);
+  for (size_t g = 0; g < shape.groups; ++g) {
     const size_t first = g * w.coding.group;
     const size_t end = HWY_MIN(first + w.coding.group, w.cols);
     for (size_t b = 0; b < group_blocks; ++b) {
       const size_t from = first + b * kBlockInputs;
-      const size_t block_units =
+      const size_t units =
           (HWY_MIN(end - from, size_t{kBlockInputs}) + kUnitInputs - 1) / kUnitInputs;
       const size_t block = g * group_blocks + b;
-      Sums<kTokens> sums;
-#pragma GCC unroll 4
-      for (size_t v = 0; v < kVectors; ++v) {
-        const VI32 zeros = ZeroPoints(w.coding, at + v * kLanes);
+      Sums<kTokens, kPanels> sums;
+#pragma GCC unroll 8
+      for (size_t c = 0; c < kPanels * kVectors; ++c) {
+        const VI32 zeros = ZeroPoints(w.coding, at(g, c));
 #pragma GCC unroll 4
         for (size_t t = 0; t < kTokens; ++t) {
-          sums[t][v] = hn::Mul(zeros, hn::Set(DI32(), -x.sums[t * x.blocks + block]));
+          sums[t][c] = hn::Mul(zeros, hn::Set(DI32(), -x.sums[t * x.blocks + block]));
         }
       }
-      AddBlock<kEncoding, kTokens>(words + from / kUnitInputs * kUnitWords, block_units, x, from,
-                                   sums);
-#pragma GCC unroll 4
-      for (size_t v = 0; v < kVectors; ++v) {
-        const VF scale = LoadFloats(scales + at + v * kLanes);
+      AddBlock<kEncoding, kTokens, kPanels>(words + from / kUnitInputs * shape.kUnitWords,
+                                            shape.words, units, x, from, sums);
+#pragma GCC unroll 8
+      for (size_t c = 0; c < kPanels * kVectors; ++c) {
+        const VF scale = LoadFloats(scales + at(g, c));
 #pragma GCC unroll 4
         for (size_t t = 0; t < kTokens; ++t) {
           const VF sum =
-              hn::Mul(hn::ConvertTo(d, sums[t][v]), hn::Set(d, x.scales[t * x.blocks + block]));
-          float* total = out[t] + v * kLanes;
+              hn::Mul(hn::ConvertTo(d, sums[t][c]), hn::Set(d, x.scales[t * x.blocks + block]));
+          float* total = out[t] + c * kLanes;
           hn::Store(hn::MulAdd(sum, scale, hn::Load(d, total)), d, total);
         }
       }
@@ -214,28 +235,45 @@ HWY_INLINE void Tile(const WeightView& w, const S* scales, size_t panel, const C
   }
 }
 
-template <Encoding kEncoding, size_t kTokens, typename S>
+template <Encoding kEncoding, size_t kTokens, size_t kPanels, typename S>
 HWY_NOINLINE void TileInto(const LinearArgs& args, const S* scales, size_t panel, size_t token,
                            const CodedX& x) {
-  HWY_ALIGN float out[kTokens][kPanelOutputs];
-  Tile<kEncoding, kTokens>(args.weight, scales, panel, x.From(token), out);
+  HWY_ALIGN float out[kTokens][kPanels * kPanelOutputs];
+  Tile<kEncoding, kTokens, kPanels>(args.weight, scales, panel, x.From(token), out);
   const size_t first = panel * kPanelOutputs;
-  const size_t outputs = HWY_MIN(size_t{kPanelOutputs}, args.weight.rows - first);
+  const size_t outputs = HWY_MIN(kPanels * kPanelOutputs, args.weight.rows - first);
   for (size_t t = 0; t < kTokens; ++t) {
     float* y = args.y + (token + t) * args.weight.rows + first;
     for (size_t o = 0; o < outputs; ++o) y[o] = args.accumulate ? y[o] + out[t][o] : out[t][o];
   }
 }
 
+// All tokens for the panels [panel, end).
 template <Encoding kEncoding, typename S>
-void Panel(const LinearArgs& args, const S* scales, size_t panel, const CodedX& x) {
-  size_t t = 0;
-  for (; t + kTileTokens <= args.tokens; t += kTileTokens) {
-    TileInto<kEncoding, kTileTokens>(args, scales, panel, t, x);
+void SomePanels(const LinearArgs& args, const S* scales, size_t panel, size_t end,
+                const CodedX& x) {
+  if (args.tokens == 1) {
+    for (; panel + kSidePanels <= end; panel += kSidePanels) {
+      TileInto<kEncoding, 1, kSidePanels>(args, scales, panel, 0, x);
+    }
   }
-  if (args.tokens - t == 3) return TileInto<kEncoding, 3>(args, scales, panel, t, x);
-  if (args.tokens - t == 2) return TileInto<kEncoding, 2>(args, scales, panel, t, x);
-  if (args.tokens - t == 1) return TileInto<kEncoding, 1>(args, scales, panel, t, x);
+  for (; panel < end; ++panel) {
+    size_t t = 0;
+    for (; t + kTileTokens <= args.tokens; t += kTileTokens) {
+      TileInto<kEncoding, kTileTokens, 1>(args, scales, panel, t, x);
+    }
+    switch (args.tokens - t) {
+      case 3:
+        TileInto<kEncoding, 3, 1>(args, scales, panel, t, x);
+        break;
+      case 2:
+        TileInto<kEncoding, 2, 1>(args, scales, panel, t, x);
+        break;
+      case 1:
+        TileInto<kEncoding, 1, 1>(args, scales, panel, t, x);
+        break;
+    }
+  }
 }
 
 template <Encoding kEncoding>
@@ -243,15 +281,15 @@ void Panels(const LinearArgs& args, Context& context) {
   const CodedX x = Code(args, context);
   const WeightView& w = args.weight;
   const size_t panels = CeilDivide(w.rows, kPanelOutputs);
-  const size_t panel_bytes = size_t{CeilDivide(w.cols, kUnitInputs)} * WordsOfUnit(kEncoding) *
-                             kPanelOutputs * sizeof(uint32_t);
-  // Several tasks for a thread, as long as there are panels.
-  const size_t most = HWY_MAX(size_t{1}, panels / (8 * context.pool.threads()));
-  const size_t task_panels = HWY_MIN(most, HWY_MAX(size_t{1}, kTaskBytes / panel_bytes));
+  const size_t panel_bytes = PanelShape<kEncoding>(w).words * sizeof(uint32_t);
+  // Several tasks for a thread, as long as there are panels; of panels that go together.
+  const size_t most = panels / (8 * context.pool.threads());
+  const size_t wanted = HWY_MIN(most, kTaskBytes / panel_bytes);
+  const size_t task_panels = HWY_MAX(wanted / kSidePanels, size_t{1}) * kSidePanels;
   WithType(w.coding.scales, w.dtype, [&](const auto* scales) {
     const auto run = [&](uint32_t task, unsigned) {
       const size_t end = HWY_MIN((task + 1) * task_panels, panels);
-      for (size_t p = task * task_panels; p < end; ++p) Panel<kEncoding>(args, scales, p, x);
+      SomePanels<kEncoding>(args, scales, task * task_panels, end, x);
     };
     context.pool.Run(static_cast<uint32_t>((panels + task_panels - 1) / task_panels), run);
   });
