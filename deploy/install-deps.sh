@@ -2,6 +2,7 @@
 # Installs what a build needs on Debian 12. As root; may be repeated; silent when nothing is missing.
 #   deploy/install-deps.sh           to build and serve
 #   deploy/install-deps.sh --tests   and what tests look at besides
+#   deploy/install-deps.sh --fuzz    and clang, for tests/fuzz.sh
 set -euo pipefail
 
 packages=(
@@ -15,7 +16,8 @@ packages=(
 case ${1:-} in
   '') ;;
   --tests) packages+=(prometheus) ;;  # for promtool
-  *) echo "usage: deploy/install-deps.sh [--tests]" >&2; exit 2 ;;
+  --fuzz) packages+=(clang) ;;
+  *) echo "usage: deploy/install-deps.sh [--tests|--fuzz]" >&2; exit 2 ;;
 esac
 missing=()
 for package in "${packages[@]}"; do

@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
+#include <random>
+
 namespace sparsekv::tokenizer {
 namespace {
 
@@ -36,9 +39,50 @@ TEST(AddedTokens, WhiteSpaceGoesWithTheToken) {
             (Sections{"<m>  =1", "<m>=1"}));
 }
 
-TEST(AddedTokens, NoTextIsTakenTwice) {
-  EXPECT_EQ(Cut({{.id = 1, .content = "<m>", .rstrip = true}, {.id = 2, .content = " x"}}, "<m> x"),
-            (Sections{"<m> =1", "x"}));
+// As in Hugging Face's tokenizers, which go on from the token's own end.
+TEST(AddedTokens, WhiteSpaceThatWentWithATokenMayBeginAnother) {
+  const std::vector<AddedToken> tokens = {{.id = 1, .content = "<m>", .rstrip = true},
+                                          {.id = 2, .content = " x"}};
+  EXPECT_EQ(Cut(tokens, "<m> x"), (Sections{"<m> =1", " x=2"}));
+  EXPECT_EQ(Cut(tokens, "<m>   y"), (Sections{"<m>   =1", "y"}));
+}
+
+// The leftmost longest token at each place, by trying all.
+TEST(AddedTokens, RandomTokensAreFoundAsByTryingAll) {
+  std::mt19937 random(3);
+  for (uint32_t round = 0; round < 500; ++round) {
+    const auto word = [&](size_t longest) {
+      std::string text;
+      for (size_t i = random() % longest + 1; i > 0; --i) text += "ab"[random() % 2];
+      return text;
+    };
+    std::map<std::string, uint32_t> ids;
+    std::vector<AddedToken> tokens;
+    for (uint32_t id = 0; id < round % 9; ++id) {
+      const std::string content = word(6);
+      if (ids.emplace(content, id).second) tokens.push_back({.id = id, .content = content});
+    }
+    const std::string text = word(40);
+    Sections expected;
+    std::string gap;
+    for (size_t at = 0; at < text.size();) {
+      size_t length = 0;
+      for (const auto& [content, id] : ids) {
+        if (text.compare(at, content.size(), content) == 0)
+          length = std::max(length, content.size());
+      }
+      if (length == 0) {
+        gap += text[at++];
+        continue;
+      }
+      if (!gap.empty()) expected.push_back(std::exchange(gap, ""));
+      const std::string found = text.substr(at, length);
+      expected.push_back(found + "=" + std::to_string(ids[found]));
+      at += length;
+    }
+    if (!gap.empty()) expected.push_back(gap);
+    EXPECT_EQ(Cut(tokens, text), expected) << text;
+  }
 }
 
 TEST(AddedTokens, ASingleWordStandsAlone) {

@@ -47,11 +47,14 @@ json ByteLevelStepJson(bool use_regex) {
 
 }  // namespace
 
-ModelDir::ModelDir(const json& tokenizer_json) {
+ModelDir::ModelDir(const json& tokenizer_json) : ModelDir() {
+  Write("tokenizer.json", tokenizer_json.dump());
+}
+
+ModelDir::ModelDir() {
   std::string name = std::filesystem::temp_directory_path() / "sparsekv-tokenizer-XXXXXX";
   CHECK(mkdtemp(name.data()) != nullptr);
   path_ = name;
-  Write("tokenizer.json", tokenizer_json.dump());
 }
 
 ModelDir::~ModelDir() { std::filesystem::remove_all(path_); }

@@ -14,6 +14,7 @@ namespace sparsekv::tokenizer {
 // A directory of its own with a model's files in it, removed at the end.
 class ModelDir {
  public:
+  ModelDir();  // empty
   explicit ModelDir(const nlohmann::json& tokenizer_json);
   ~ModelDir();
   ModelDir(const ModelDir&) = delete;

@@ -110,6 +110,29 @@ TEST(Oniguruma, WhiteSpaceAndWordsAreUnicodes) {
   EXPECT_EQ(SplitBy("[\\w]+", SplitBehavior::kRemoved, false, "a.b"), Pieces{"."});
 }
 
+TEST(Oniguruma, ClassesHoldOthersAndIntersections) {
+  const auto kept = [](std::string_view pattern, std::string_view text) {
+    return SplitBy(pattern, SplitBehavior::kRemoved, true, text);
+  };
+  EXPECT_EQ(kept("[a[bc]d]+", "xabcdy"), Pieces{"abcd"});
+  EXPECT_EQ(kept("[a[^\\w ]]+", "b a! b"), Pieces{"a!"});
+  EXPECT_EQ(kept("[\\p{L}&&[^a-c]]+", "abxéc"), Pieces{"xé"});
+  EXPECT_EQ(kept("[^\\p{L}&&[^a-c]]+", "abx1"), (Pieces{"ab", "1"}));
+  EXPECT_EQ(kept("[a-z&&b-y&&[^m]]+", "abmcz"), (Pieces{"b", "c"}));
+  EXPECT_EQ(kept("[\\u0061\\]]+", "xa]"), Pieces{"a]"});
+  EXPECT_EQ(kept("\\p{Uppercase_Letter}+", "aBC"), Pieces{"BC"});
+}
+
+TEST(Oniguruma, APlusAfterAnIntervalRepeatsIt) {
+  const auto kept = [](std::string_view pattern, std::string_view text) {
+    return SplitBy(pattern, SplitBehavior::kRemoved, true, text);
+  };
+  EXPECT_EQ(kept("\\p{N}{1,3}+", "a12345b"), Pieces{"12345"});
+  EXPECT_EQ(kept("(?:ab){2}+c", "ababababc"), Pieces{"ababababc"});
+  EXPECT_EQ(kept("x[ab]{2}+", "xababb"), Pieces{"xabab"});
+  EXPECT_EQ(kept("xé{2}+", "xééé"), Pieces{"xéé"});
+}
+
 TEST(Oniguruma, APropertyNamesTheScriptItself) {
   // U+30FC is used with Hiragana but belongs to no script of its own.
   EXPECT_EQ(SplitBy("\\p{Hiragana}+", SplitBehavior::kRemoved, false, "ひ\u30FC"),
@@ -123,8 +146,11 @@ TEST(Oniguruma, LinesEndAtAnchors) {
 
 TEST(Oniguruma, WhatHasNoTranslationIsRefused) {
   for (const std::string_view pattern :
-       {"[a[b]]", "[a&&b]", "\\bx", "\\h", "(?m:.)", "(?i)a|b", "a{1,3}+", "a{2}?", "a{,3}", "\\1",
-        "\\K", "[\\W]", "\\", "[]a]", "\\p{L", "\\v", "{"}) {
+       {"\\bx",  "\\h",   "(?m:.)",    "(?i)a|b", "a{1,3}++",    "a{2}?",
+        "a{,3}", "\\1",   "\\K",       "[\\W]",   "\\",          "[]a]",
+        "\\p{L", "\\p{}", "\\v",       "{",       "[a",          "[a[b]",
+        "[a&&]", "[&&a]", "[a-[z]]",   "[a&&^b]", "[[:alpha:]]", "(?1)",
+        "(?R)",  "(?#a)", "(*ACCEPT)", "(?(1)a)", "\\u12",       "[[[[[[[[[[a]]]]]]]]]]"}) {
     EXPECT_EQ(TranslateOniguruma(pattern).status().code(), absl::StatusCode::kUnimplemented)
         << pattern;
   }

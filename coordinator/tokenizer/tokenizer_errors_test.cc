@@ -61,13 +61,19 @@ TEST(TokenizerErrors, ValuesThatAreNotUnderstood) {
             }),
             "tokenizer.json: decoder.decoders[1].type \"Replace\" in this place is not supported");
   EXPECT_EQ(ErrorAfter([](json& j) {
-              j["normalizer"]["normalizers"][1]["pattern"] = {{"Regex", "x"}};
+              j["normalizer"]["normalizers"][1]["pattern"] = {{"Regex", "(x"}};
             }),
-            "tokenizer.json: normalizer.normalizers[1].pattern.Regex \"x\" is not supported");
+            "tokenizer.json: normalizer.normalizers[1].pattern.Regex \"(x\": missing closing "
+            "parenthesis (at byte 2)");
   EXPECT_EQ(ErrorAfter([](json& j) {
-              j["post_processor"]["single"].push_back(j["post_processor"]["single"][0]);
+              j["post_processor"]["single"].push_back(j["post_processor"]["single"][1]);
             }),
-            "tokenizer.json: post_processor.single[2].SpecialToken.id \"<s>\" is not supported");
+            "tokenizer.json: post_processor.single[2].Sequence.id \"A\" is not supported");
+  EXPECT_EQ(
+      ErrorAfter([](json& j) {
+        j["post_processor"] = {{"type", "BertProcessing"}, {"sep", {"</s>", 2}}, {"cls", {1}}};
+      }),
+      "tokenizer.json: post_processor.cls is not a token and its id");
   const json metaspace = {{"type", "Metaspace"}, {"replacement", "▁"}, {"prepend_scheme", "last"}};
   EXPECT_EQ(ErrorAfter([&](json& j) { j["pre_tokenizer"] = metaspace; }),
             "tokenizer.json: pre_tokenizer.prepend_scheme \"last\" is not supported");
@@ -176,6 +182,13 @@ TEST(TokenizerErrors, Prefix) {
 TEST(TokenizerErrors, Config) {
   const ModelDir dir(ByteLevelJson({}));
   const std::string file = dir.path() + "/tokenizer_config.json: ";
+  dir.Write("tokenizer_config.json", R"({"add_eos_token": true, "eos_token": "</s>"})");
+  EXPECT_EQ(dir.LoadError(),
+            file + "add_eos_token is true, but eos_token names no token of the vocabulary");
+  dir.Write("tokenizer_config.json", R"({"added_tokens_decoder": {"x": {"content": "<x>"}}})");
+  EXPECT_EQ(dir.LoadError(), file +
+                                 "added_tokens_decoder.x has a name that is not an integer from "
+                                 "0 to 1048575");
   dir.Write("tokenizer_config.json", "{");
   EXPECT_EQ(dir.LoadError(), file + "not valid JSON at byte 2");
   dir.Write("tokenizer_config.json", R"({"add_bos_token": "yes"})");
@@ -183,6 +196,17 @@ TEST(TokenizerErrors, Config) {
   dir.Write("tokenizer_config.json", R"({"add_bos_token": true, "bos_token": "<s>"})");
   EXPECT_EQ(dir.LoadError(),
             file + "add_bos_token is true, but bos_token names no token of the vocabulary");
+}
+
+TEST(TokenizerErrors, TooManyAddedTokens) {
+  EXPECT_EQ(ErrorAfter([](json& j) {
+              for (uint32_t i = 0; i < 9000; ++i) {
+                const std::string name = std::to_string(i) + std::string(1000, 'x');
+                j["added_tokens"].push_back(AddedTokenJson(1000 + i, name, false));
+              }
+            }),
+            "tokenizer.json: added_tokens has 9003 tokens of 9034902 bytes, more than 200000 or "
+            "8388608");
 }
 
 TEST(TokenizerErrors, Json) {

@@ -1,7 +1,6 @@
 #include "coordinator/tokenizer/tokenizer.h"
 
 #include <gtest/gtest.h>
-#include <time.h>
 
 #include <random>
 #include <thread>
@@ -170,22 +169,64 @@ TEST(Tokenizer, AddedTokensAreDecodedAsTheyAreWritten) {
   EXPECT_EQ(tokenizer->Decode(Ids{'x', 300}, true), "xé¡Ġ");
 }
 
-TEST(Tokenizer, TheConfigSaysWhetherToBeginWhenTheTokenizerDoesNot) {
+TEST(Tokenizer, TheConfigSaysWhatGoesAroundAText) {
   const json document = ByteLevelJson({});
   const uint32_t end = document["added_tokens"][0]["id"].get<uint32_t>();
   const ModelDir dir(document);
+  const auto ids_with = [&](std::string_view config) {
+    dir.Write("tokenizer_config.json", config);
+    return *dir.Load()->Encode("x");
+  };
   EXPECT_EQ(dir.Load()->bos_id(), std::nullopt);
-  dir.Write("tokenizer_config.json", R"({"bos_token": "<|end|>"})");
+  EXPECT_EQ(ids_with(R"({"bos_token": "<|end|>"})"), Ids{'x'});
   EXPECT_EQ(dir.Load()->bos_id(), end);
-  EXPECT_EQ(*dir.Load()->Encode("x"), Ids{'x'});
-  dir.Write("tokenizer_config.json",
-            R"({"bos_token": {"content": "<|end|>"}, "add_bos_token": true})");
-  EXPECT_EQ(*dir.Load()->Encode("x"), (Ids{end, 'x'}));
+  EXPECT_EQ(ids_with(R"({"bos_token": {"content": "<|end|>"}, "add_bos_token": true})"),
+            (Ids{end, 'x'}));
   EXPECT_EQ(EncodePlain(*dir.Load(), "x"), Ids{'x'});
+  EXPECT_EQ(ids_with(R"({"eos_token": "<|end|>", "add_eos_token": true})"), (Ids{'x', end}));
+  EXPECT_EQ(ids_with(R"({"bos_token": null, "add_bos_token": true})"), Ids{'x'});
+}
 
-  const ModelDir with_rule(ByteFallbackJson(kLlama));
-  with_rule.Write("tokenizer_config.json", R"({"bos_token": "</s>", "add_bos_token": true})");
-  EXPECT_EQ(*with_rule.Load()->Encode(""), Ids{1});
+// As transformers: what the configuration says of BOS or EOS replaces the file's own rule.
+TEST(Tokenizer, TheConfigPrecedesTheFile) {
+  const ModelDir dir(ByteFallbackJson(kLlama));
+  EXPECT_EQ(*dir.Load()->Encode(""), Ids{1});
+  dir.Write("tokenizer_config.json", R"({"bos_token": "</s>", "add_bos_token": true})");
+  EXPECT_EQ(*dir.Load()->Encode(""), Ids{2});
+  dir.Write("tokenizer_config.json", R"({"bos_token": "</s>", "add_bos_token": false})");
+  EXPECT_EQ(*dir.Load()->Encode(""), Ids{});
+  dir.Write("tokenizer_config.json", R"({"bos_token": "</s>"})");
+  EXPECT_EQ(*dir.Load()->Encode(""), Ids{1});
+}
+
+TEST(Tokenizer, ATemplateMayPutTokensAfterTheText) {
+  json document = ByteFallbackJson(kLlama);
+  const json bos = document["post_processor"]["single"][0];
+  document["post_processor"]["single"].push_back(bos);
+  const uint32_t mark = IdOf(document, "▁t");
+  EXPECT_EQ(*ModelDir(document).Load()->Encode("t"), (Ids{1, mark, 1}));
+  for (const char* type : {"BertProcessing", "RobertaProcessing"}) {
+    document["post_processor"] = {{"type", type}, {"sep", {"</s>", 2}}, {"cls", {"<s>", 1}}};
+    EXPECT_EQ(*ModelDir(document).Load()->Encode("t"), (Ids{1, mark, 2})) << type;
+  }
+}
+
+TEST(Tokenizer, NormalizersRunInOrder) {
+  json document = ByteLevelJson({});
+  const auto normal = [&](const json& steps) {
+    document["normalizer"] = {{"type", "Sequence"}, {"normalizers", steps}};
+    const auto tokenizer = ModelDir(document).Load();
+    return tokenizer->Decode(EncodePlain(*tokenizer, " \tÉ  x\xFF  "), false);
+  };
+  EXPECT_EQ(normal(json::array({{{"type", "NFD"}}})), " \tE\u0301  x\xFF  ");
+  EXPECT_EQ(
+      normal(json::array({{{"type", "NFD"}}, {{"type", "StripAccents"}}, {{"type", "Lowercase"}}})),
+      " \te  x\xFF  ");
+  EXPECT_EQ(
+      normal(json::array({{{"type", "Strip"}, {"strip_left", true}, {"strip_right", false}}})),
+      "É  x\xFF  ");
+  const json spaces = {{"type", "Replace"}, {"pattern", {{"Regex", "\\s+"}}}, {"content", "_"}};
+  EXPECT_EQ(normal(json::array({spaces})), "_É_x\xFF_");
 }
 
 TEST(Tokenizer, TextThatTheVocabularyCannotExpressIsAnError) {
@@ -209,34 +250,6 @@ TEST(Tokenizer, OneTokenizerServesManyThreads) {
   }
   for (std::thread& thread : threads) thread.join();
   for (const Ids& result : results) EXPECT_EQ(result, expected);
-}
-
-double ThreadCpuSeconds() {
-  timespec now;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
-// A million equal bytes: quadratic merging or matching would take minutes to hours. An optimised
-// build takes about half a second; the limit leaves room for instrumented ones.
-TEST(Tokenizer, HostileTextTakesLittleTime) {
-  constexpr size_t kBytes = 1'000'000;
-  MergeList doubling;
-  std::string run = "a";
-  for (int i = 0; i < 10; ++i, run += run) doubling.emplace_back(run, run);
-  MergeList marks = doubling;
-  marks.insert(marks.end(), kLlama.begin(), kLlama.end());
-  const auto gpt2 = ModelDir(ByteLevelJson(doubling)).Load();
-  const auto llama3 = ModelDir(SplitRegexJson(doubling)).Load();
-  const auto llama2 = ModelDir(ByteFallbackJson(marks)).Load();
-  for (const Tokenizer* tokenizer : {gpt2.get(), llama3.get(), llama2.get()}) {
-    for (const char c : {'a', ' ', '\n', '\xFF', '1', '<'}) {
-      const double start = ThreadCpuSeconds();
-      const Ids ids = EncodePlain(*tokenizer, std::string(kBytes, c));
-      EXPECT_LT(ThreadCpuSeconds() - start, 10.0) << static_cast<int>(c);
-      EXPECT_EQ(tokenizer->Decode(ids, false), std::string(kBytes, c));
-    }
-  }
 }
 
 }  // namespace
