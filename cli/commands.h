@@ -18,6 +18,8 @@ using Command = std::function<absl::Status()>;
 // Each adds its subcommand and options to `app` and sets *command when that subcommand was chosen.
 void AddServe(CLI::App& app, Command* command);
 void AddGenerate(CLI::App& app, Command* command);
+void AddChat(CLI::App& app, Command* command);
+void AddInspect(CLI::App& app, Command* command);
 void AddTokenize(CLI::App& app, Command* command);
 void AddLogits(CLI::App& app, Command* command);
 void AddCalibrate(CLI::App& app, Command* command);

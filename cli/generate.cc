@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/limits.h"
 #include "cli/commands.h"
+#include "cli/sampling_options.h"
 #include "coordinator/tokenizer/utf8.h"
 #include "sparsekv/v1/generation.grpc.pb.h"
 
@@ -22,16 +23,11 @@ namespace {
 struct GenerateOptions {
   std::string grpc = "127.0.0.1:50051";
   std::string prompt, prompt_file, token_ids, token_ids_file;
-  uint32_t max_tokens = 128;
-  double temperature = 0, top_p = 1;
-  uint32_t top_k = 0;
-  uint64_t seed = 0;
-  std::vector<std::string> stop;
-  std::string attention, budget;
+  SamplingOptions sampling;
   double deadline_s = 0;
   bool ignore_eos = false;
   bool json = false;
-  CLI::Option *prompt_set = nullptr, *ids_set = nullptr, *seed_set = nullptr;
+  CLI::Option *prompt_set = nullptr, *ids_set = nullptr;
 };
 
 absl::Status SetText(const std::string& source, std::string text, v1::GenerateRequest* request) {
@@ -61,22 +57,8 @@ absl::Status SetPrompt(const GenerateOptions& o, v1::GenerateRequest* request) {
 absl::StatusOr<v1::GenerateRequest> MakeRequest(const GenerateOptions& o) {
   v1::GenerateRequest request;
   if (absl::Status status = SetPrompt(o, &request); !status.ok()) return status;
-  request.set_max_new_tokens(o.max_tokens);
-  request.set_temperature(static_cast<float>(o.temperature));
-  request.set_top_p(static_cast<float>(o.top_p));
-  request.set_top_k(o.top_k);
-  if (o.seed_set->count() > 0) request.set_seed(o.seed);
-  for (const std::string& stop : o.stop) request.add_stop(stop);
+  if (absl::Status status = o.sampling.Apply(&request); !status.ok()) return status;
   request.set_ignore_eos(o.ignore_eos);
-  if (o.attention == "dense") request.set_attention(v1::ATTENTION_DENSE);
-  if (o.attention == "double-sparsity") request.set_attention(v1::ATTENTION_DOUBLE_SPARSITY);
-  if (!o.budget.empty()) {
-    uint32_t rows = 0, denominator = 0;
-    absl::Status status = ParseBudget(o.budget, &rows, &denominator);
-    if (!status.ok()) return status;
-    if (rows) request.mutable_budget()->set_rows(rows);
-    if (denominator) request.mutable_budget()->set_fraction_denominator(denominator);
-  }
   return request;
 }
 
@@ -220,19 +202,7 @@ void AddGenerate(CLI::App& app, Command* command) {
   o->ids_set = group->add_option("--token-ids", o->token_ids, "1,2,3: nothing is added");
   group->add_option("--token-ids-file", o->token_ids_file, "the same from a file");
   group->require_option(1);
-  sub->add_option("--max-tokens", o->max_tokens, "tokens to generate at most")
-      ->check(CLI::Range(1u, kMaxContext))
-      ->capture_default_str();
-  sub->add_option("--temperature", o->temperature, "0 = greedy")->capture_default_str();
-  sub->add_option("--top-p", o->top_p, "mass of the tokens drawn from")->capture_default_str();
-  sub->add_option("--top-k", o->top_k, "number of the tokens drawn from, 0 = all")
-      ->capture_default_str();
-  o->seed_set = sub->add_option("--seed", o->seed, "default: the server draws one");
-  sub->add_option("--stop", o->stop, "a string that ends the text; may be repeated")
-      ->allow_extra_args(false);
-  sub->add_option("--attention", o->attention, "default: the server's")
-      ->check(CLI::IsMember({"dense", "double-sparsity"}));
-  sub->add_option("--budget", o->budget, "rows of a selection: K or 1/N; default the server's");
+  o->sampling.AddTo(sub);
   sub->add_option("--deadline", o->deadline_s, "seconds until the server gives up");
   sub->add_flag("--ignore-eos", o->ignore_eos, "go on to --max-tokens");
   sub->add_flag("--json", o->json, "one object with ids, usage, sparsity and timings");

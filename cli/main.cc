@@ -28,6 +28,8 @@ int Main(int argc, char** argv) {
   Command command;
   AddServe(app, &command);
   AddGenerate(app, &command);
+  AddChat(app, &command);
+  AddInspect(app, &command);
   AddTokenize(app, &command);
   AddLogits(app, &command);
   AddCalibrate(app, &command);

@@ -224,7 +224,7 @@ TEST_F(GenerationServiceTest, RendersChats) {
   request.set_tools("{");
   expect("tools: is not JSON (byte 2)");
   request.set_tools(std::string(kMaxChatBytes, ' '));
-  expect("messages: with tools and variables 16777256 bytes, more than 16777216");
+  expect("messages: with tools and variables 16777259 bytes, more than 16777216");
   request.clear_tools();
   request.set_messages("[]");
   expect("messages: there are none");
