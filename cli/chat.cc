@@ -64,20 +64,30 @@ class Screen {
 
 // Ctrl-C ends the answer that is coming; at the prompt it begins a new line. The terminal has
 // dropped what was typed by then. Through a pipe it ends the program, as usual.
-void StopAnswersOnSignal(ChatSession* session, const Screen& screen) {
-  if (!screen.terminal()) return;
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  std::thread([signals, session, &screen] {
-    for (int signal = 0; sigwait(&signals, &signal) == 0;) {
-      if (session->Stop()) continue;
-      screen.NewLine();
-      screen.Prompt();
-    }
-  }).detach();
-}
+class Interrupts {
+ public:
+  // Blocks the signal in every thread that is made from here on, gRPC's too.
+  explicit Interrupts(const Screen& screen) : screen_(screen) {
+    sigemptyset(&signals_);
+    sigaddset(&signals_, SIGINT);
+    if (screen.terminal()) pthread_sigmask(SIG_BLOCK, &signals_, nullptr);
+  }
+  // Both live as long as the process.
+  void Watch(ChatSession* session) const {
+    if (!screen_.terminal()) return;
+    std::thread([signals = signals_, session, &screen = screen_] {
+      for (int signal = 0; sigwait(&signals, &signal) == 0;) {
+        if (session->Stop()) continue;
+        screen.NewLine();
+        screen.Prompt();
+      }
+    }).detach();
+  }
+
+ private:
+  const Screen& screen_;
+  sigset_t signals_;
+};
 
 std::string Figures(const ChatSession::Answer& answer) {
   if (answer.stopped) return "[stopped]";
@@ -160,8 +170,9 @@ class Chat {
 absl::Status RunChat(const ChatOptions& options) {
   // The signal's thread may use both until the process ends.
   static const Screen screen;
+  const Interrupts interrupts(screen);
   static ChatSession session(options.grpc, options.sampling);
-  StopAnswersOnSignal(&session, screen);
+  interrupts.Watch(&session);
   if (absl::Status status = session.Check(); !status.ok()) return status;
   Chat chat(options, &session, screen);
   screen.Remark("/help lists commands, Ctrl-D ends");

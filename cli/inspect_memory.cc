@@ -1,6 +1,6 @@
 // What a checkpoint takes, and what of it fits where.
 #include <algorithm>
-#include <optional>
+#include <vector>
 
 #include "base/concat.h"
 #include "cli/inspect.h"
@@ -14,11 +14,20 @@ namespace {
 
 using nlohmann::ordered_json;
 
-constexpr uint32_t kContexts[] = {8 << 10, 32 << 10, 128 << 10};
 constexpr uint64_t kGpuGigabytes[] = {24, 48, 80};
 constexpr uint64_t kCpuDeviceBytes = 1ull << 30;  // as `serve` takes on the cpu
 
 uint64_t Pages(uint32_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
+
+// Those of 8K, 32K and 128K tokens that the model has, or its own where that is shorter.
+std::vector<uint32_t> Contexts(uint32_t longest) {
+  std::vector<uint32_t> contexts;
+  for (const uint32_t context : {8u << 10, 32u << 10, 128u << 10}) {
+    if (context <= longest) contexts.push_back(context);
+  }
+  if (contexts.empty()) contexts.push_back(longest);
+  return contexts;
+}
 
 // How many sequences of config.max_context a worker plans for; 0 when not even one fits. A plan
 // reserves for a full batch, so a smaller one is tried where that is too much.
@@ -65,8 +74,7 @@ ordered_json DescribeMemory(const ModelFiles& files) {
   }
   const auto available = kv_store::AvailableMemory();
   ordered_json fits = ordered_json::array();
-  for (const uint32_t context : kContexts) {
-    if (context > files.config.max_context) continue;
+  for (const uint32_t context : Contexts(files.config.max_context)) {
     ModelConfig config = files.config;
     config.max_context = context;
     ordered_json row = {{"context", context}, {"host_row_bytes", Pages(context) * block}};

@@ -13,9 +13,13 @@ using nlohmann::ordered_json;
 
 // 12,345
 std::string Grouped(uint64_t number) {
-  std::string digits = std::to_string(number);
-  for (size_t i = digits.size(); i > 3; i -= 3) digits.insert(i - 3, ",");
-  return digits;
+  const std::string digits = std::to_string(number);
+  std::string grouped;
+  for (size_t i = 0; i < digits.size(); ++i) {
+    if (i > 0 && (digits.size() - i) % 3 == 0) grouped += ',';
+    grouped += digits[i];
+  }
+  return grouped;
 }
 
 std::string Bytes(uint64_t bytes) {
@@ -125,7 +129,9 @@ void AddMemory(const ordered_json& memory, Page* page) {
                                     " of rows in host memory", labels));
   const ordered_json& fits = memory["sequences_that_fit"];
   if (fits.empty()) return;
-  page->Raw("\nsequences that fit at once (64: a full batch)\n");
+  page->Raw(
+      "\nsequences that fit at once (64: a full batch; with a GPU, as far as host memory has the "
+      "rows)\n");
   std::string line = "  context              ";
   const auto cell = [&](const std::string& text) {
     char padded[40];
@@ -161,7 +167,8 @@ std::string Shown(const ordered_json& report) {
   AddText(report, &page);
   AddChannels(report, &page);
   if (report.contains("memory")) AddMemory(report["memory"], &page);
-  if (!report["refused"].is_null()) page.Raw("\nrefused: the line below\n");
+  if (!report["refused"].is_null())
+    page.Raw("\nserve would refuse it: " + Text(report["refused"]) + "\n");
   return page.Take();
 }
 
