@@ -12,8 +12,8 @@ namespace sparsekv {
 inline constexpr size_t kMaxJsonFileBytes = size_t{64} << 20;
 inline constexpr size_t kMaxJsonDepth = 32;  // objects and arrays inside each other
 
-// The bytes of a file. NotFound when there is none; InvalidArgument, in one line that names it, when
-// it is not a regular file (through symbolic links) or is larger than `max_bytes`.
+// The bytes of a file. NotFound when there is none; InvalidArgument, in one line that names it,
+// when it is not a regular file (through symbolic links) or is larger than `max_bytes`.
 absl::StatusOr<std::string> ReadRegularFile(const std::string& path, size_t max_bytes);
 
 // NotFound when there is no such file. InvalidArgument, in one line that names the file, when it is

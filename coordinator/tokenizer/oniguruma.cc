@@ -10,7 +10,7 @@
 namespace sparsekv::tokenizer {
 namespace {
 
-constexpr std::string_view kGroups = ":=!><-";  // after (?
+constexpr std::string_view kGroups = ":=!><-";  // after the ? of a group
 constexpr size_t kMaxGroups = 64;               // inside each other
 
 bool IsDigit(char c) { return c >= '0' && c <= '9'; }

@@ -151,3 +151,13 @@ def sentencepiece(model_type, extra=()):
 write("tokenizer_model", "unigram", sentencepiece(1))
 write("tokenizer_model", "bpe", sentencepiece(2))
 write("tokenizer_model", "bytes", sentencepiece(2, [(f"<0x{b:02X}>", 0, 6) for b in range(256)]))
+
+write("chat_template", "turns", """{%- set ns = namespace(n=0) -%}
+{{ bos_token }}{% for m in messages if m.role != 'x' %}{% set ns.n = ns.n + 1 %}
+{%- if loop.first and m['role'] == 'system' %}<|s|>{{ m.content | trim }}{% else %}[{{ loop.index0 }}]{{ m.content[1:-1] }}{% endif %}
+{% else %}none{% endfor %}{% if add_generation_prompt %}<|a|>{% endif %}{{ raise_exception('odd') if ns.n % 2 else '' }}""")
+write("chat_template", "tools", """{% macro show(t, depth=0) %}{{ t | tojson(indent=2) }}{{ t.items() | list | length }}{% endmacro %}
+{% for t in tools or [] %}{{ show(t.function) }}{{ t | string | upper | replace('F', 'g') }}{% break %}{% endfor %}
+{% set parts = ['a', 'b'] | join(', ') %}{{ parts ~ 3 // 2 ~ 2 ** 3 ~ (1.5 | round) }}{{ 'x' * 3 in parts }}""")
+write("chat_template", "given", "{% for m in messages %}{{ m.role.split('s') }}{{ m | dictsort }}{% endfor %}\0" +
+      json.dumps([{"role": "user", "content": [{"type": "text", "text": "é"}], "n": [1, 2.5, None, True]}]))
