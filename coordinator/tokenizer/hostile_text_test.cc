@@ -100,7 +100,7 @@ TEST(HostileText, MarksInBadOrder) {
 
 TEST(HostileText, ARegexThatBlowsUpIsGivenUp) {
   json document = SplitRegexJson({});
-  for (const char* regex : {"(a+)+[bc]", "(?:a|a)*[bc]", "(?:a?)*[bc]", "(?=(?:a|aa)+[bc])a"}) {
+  for (const char* regex : {"(a+)+[bc]", "(?:a|a)*[bc]", "(?=(?:a|aa)+[bc])a"}) {
     document["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = regex;
     const auto ids = ModelDir(document).Load()->Encode(std::string(5000, 'a'));
     EXPECT_EQ(ids.status().code(), absl::StatusCode::kResourceExhausted) << regex;
