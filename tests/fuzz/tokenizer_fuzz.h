@@ -12,7 +12,10 @@ inline void UseTokenizer() {
   const auto tokenizer = Tokenizer::Load(Directory());
   if (!tokenizer.ok()) return CheckOneLine(std::string(tokenizer.status().message()));
   for (const std::string_view text :
-       {"", "a ab  abc\n\n1234 \xC3\xA9" "e\xCC\x81\xE8\xAA\x9E", "<s>x</s> <|a|>  cat\xFF\xF0\x9F",
+       {"",
+        "a ab  abc\n\n1234 \xC3\xA9"
+        "e\xCC\x81\xE8\xAA\x9E",
+        "<s>x</s> <|a|>  cat\xFF\xF0\x9F",
         "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
         " \t\r\n\xE2\x96\x81\xE2\x96\x81!?'s'LL_"}) {
     for (const auto rule : {Tokenizer::Bos::kRule, Tokenizer::Bos::kNone}) {
