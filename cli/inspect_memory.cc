@@ -73,6 +73,8 @@ ordered_json DescribeMemory(const ModelFiles& files) {
     memory["label_bytes_per_1000_tokens"] = labels.page_bytes() * 1000 / kBlockTokens;
   }
   const auto available = kv_store::AvailableMemory();
+  const absl::Status cuda = files.CheckCuda();
+  if (!cuda.ok()) memory["not_on_cuda"] = std::string(cuda.message());
   ordered_json fits = ordered_json::array();
   for (const uint32_t context : Contexts(files.config.max_context)) {
     ModelConfig config = files.config;
@@ -81,7 +83,8 @@ ordered_json DescribeMemory(const ModelFiles& files) {
     row["this_machine_cpu"] =
         available.ok() ? ordered_json(OnCpu(files, config, *available)) : ordered_json();
     for (const uint64_t gigabytes : kGpuGigabytes) {
-      row[Concat("gpu_", gigabytes, "_gb")] = OnGpu(files, config, gigabytes);
+      row[Concat("gpu_", gigabytes, "_gb")] =
+          cuda.ok() ? ordered_json(OnGpu(files, config, gigabytes)) : ordered_json();
     }
     fits.push_back(std::move(row));
   }

@@ -1,6 +1,7 @@
 // An inspection's report as text.
 #include <cstdio>
 #include <string>
+#include <string_view>
 
 #include "base/concat.h"
 #include "cli/inspect.h"
@@ -151,11 +152,14 @@ void AddMemory(const ordered_json& memory, Page* page) {
                                         {"gpu_24_gb", "  GPU of 24 GB         "},
                                         {"gpu_48_gb", "  GPU of 48 GB         "},
                                         {"gpu_80_gb", "  GPU of 80 GB         "}};
+  const bool cuda = !memory.contains("not_on_cuda");
   for (const auto& [key, name] : kPlaces) {
+    if (!cuda && std::string_view(key).starts_with("gpu")) continue;
     line = name;
     for (const auto& fit : fits) cell(fit[key].is_null() ? "?" : Number(fit[key]));
     end();
   }
+  if (!cuda) page->Raw(Concat("  on a GPU             no: ", Text(memory["not_on_cuda"]), "\n"));
 }
 
 }  // namespace
