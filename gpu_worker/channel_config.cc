@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <utility>
@@ -68,6 +69,38 @@ uint64_t ParseHex(JsonFields& fields, const char* name) {
   return 0;
 }
 
+// The optional "recall".
+void LoadRecall(const json& object, const ModelConfig& model, JsonFields& file,
+                ChannelConfig::Recall& recall) {
+  if (!object.is_object()) return file.RefuseFile("recall is not an object");
+  JsonFields fields(object, file.file(), "recall.");
+  recall.budget_denominator = fields.Unsigned("budget_denominator", 1, UINT32_MAX);
+  recall.context = fields.Unsigned("context", 0, UINT32_MAX);
+  recall.queries = fields.Unsigned("queries", 1, UINT32_MAX);
+  if (!fields.status().ok()) {
+    // Its line names the file already.
+    return file.RefuseFile(std::string(fields.status().message()).substr(file.file().size() + 2));
+  }
+  const auto shaped = [&](const json& list, size_t size) {
+    return list.is_array() && list.size() == size;
+  };
+  if (!fields.Has("mass") || !shaped(fields.Value("mass"), model.layers)) {
+    return file.RefuseFile(Concat("recall.mass is not a list of ", model.layers, " layers"));
+  }
+  for (const json& layer : fields.Value("mass")) {
+    if (!shaped(layer, model.kv_heads)) {
+      return file.RefuseFile(Concat("recall.mass is not of ", model.kv_heads, " heads a layer"));
+    }
+    for (const json& mass : layer) {
+      if (!mass.is_number() || !(mass.get<double>() >= 0 && mass.get<double>() <= 1)) {
+        return file.RefuseFile(
+            Concat("recall.mass has ", mass.dump().substr(0, 32), ", out of range 0..1"));
+      }
+      recall.mass.push_back(mass.get<double>());
+    }
+  }
+}
+
 absl::StatusOr<ChannelConfig> LoadOurs(JsonFields& fields, const ModelConfig& model,
                                        uint64_t fingerprint) {
   if (fields.String("format") != kFormat) {
@@ -100,6 +133,8 @@ absl::StatusOr<ChannelConfig> LoadOurs(JsonFields& fields, const ModelConfig& mo
     config.text.tokens = text.Unsigned("tokens", 0, UINT32_MAX);
     if (!text.status().ok()) return text.status();
   }
+  config.context = fields.UnsignedOr("context", 0, 0, UINT32_MAX);
+  if (fields.Has("recall")) LoadRecall(fields.Value("recall"), model, fields, config.recall);
   if (!fields.Has("order") || !fields.Value("order").is_array() ||
       fields.Value("order").size() != model.layers) {
     fields.RefuseFile(Concat("order is not a list of ", model.layers, " layers"));
@@ -114,30 +149,22 @@ absl::StatusOr<ChannelConfig> LoadOurs(JsonFields& fields, const ModelConfig& mo
   return config;
 }
 
-std::string PublishedKey(uint32_t layer, std::string_view criterion) {
-  return Concat("model.layers.", layer, ".self_attn.", criterion, "_proj");
+nlohmann::ordered_json RecallJson(const ChannelConfig& config) {
+  const ChannelConfig::Recall& recall = config.recall;
+  CHECK_EQ(recall.mass.size(), size_t{config.layers} * config.kv_heads);
+  auto mass = nlohmann::ordered_json::array();
+  for (size_t i = 0; i < recall.mass.size(); ++i) {
+    if (i % config.kv_heads == 0) mass.push_back(nlohmann::ordered_json::array());
+    mass.back().push_back(std::clamp(std::round(recall.mass[i] * 1e4) / 1e4, 0.0, 1.0));
+  }
+  return {{"budget_denominator", recall.budget_denominator},
+          {"context", recall.context},
+          {"queries", recall.queries},
+          {"mass", std::move(mass)}};
 }
 
-// One order per KV head from the orders of its group's query heads: by the sum of a channel's
-// ranks, ties by the lower channel.
-std::vector<uint16_t> PoolOrders(const std::vector<uint16_t>& orders, uint32_t kv_heads,
-                                 uint32_t head_dim) {
-  const size_t group = orders.size() / head_dim / kv_heads;
-  std::vector<uint16_t> pooled;
-  for (uint32_t head = 0; head < kv_heads; ++head) {
-    std::vector<uint32_t> rank_sum(head_dim, 0);
-    for (size_t query = head * group; query < (head + 1) * group; ++query) {
-      for (uint32_t rank = 0; rank < head_dim; ++rank) {
-        rank_sum[orders[query * head_dim + rank]] += rank;
-      }
-    }
-    std::vector<uint16_t> order(head_dim);
-    std::iota(order.begin(), order.end(), uint16_t{0});
-    std::stable_sort(order.begin(), order.end(),
-                     [&](uint16_t a, uint16_t b) { return rank_sum[a] < rank_sum[b]; });
-    pooled.insert(pooled.end(), order.begin(), order.end());
-  }
-  return pooled;
+std::string PublishedKey(uint32_t layer, std::string_view criterion) {
+  return Concat("model.layers.", layer, ".self_attn.", criterion, "_proj");
 }
 
 // The criterion to take from a published file: the wanted one, or the first that every layer has.
@@ -207,6 +234,26 @@ std::optional<Pooling> ParsePooling(std::string_view name) {
   return std::nullopt;
 }
 
+std::vector<uint16_t> PoolOrders(const std::vector<uint16_t>& orders, uint32_t kv_heads,
+                                 uint32_t head_dim) {
+  const size_t group = orders.size() / head_dim / kv_heads;
+  std::vector<uint16_t> pooled;
+  for (uint32_t head = 0; head < kv_heads; ++head) {
+    std::vector<uint32_t> rank_sum(head_dim, 0);
+    for (size_t query = head * group; query < (head + 1) * group; ++query) {
+      for (uint32_t rank = 0; rank < head_dim; ++rank) {
+        rank_sum[orders[query * head_dim + rank]] += rank;
+      }
+    }
+    std::vector<uint16_t> order(head_dim);
+    std::iota(order.begin(), order.end(), uint16_t{0});
+    std::stable_sort(order.begin(), order.end(),
+                     [&](uint16_t a, uint16_t b) { return rank_sum[a] < rank_sum[b]; });
+    pooled.insert(pooled.end(), order.begin(), order.end());
+  }
+  return pooled;
+}
+
 const uint16_t* ChannelConfig::Layer(uint32_t layer) const {
   CHECK_LT(layer, layers);
   return channel_ids.data() + size_t{layer} * kv_heads * channels;
@@ -270,6 +317,8 @@ absl::Status ChannelConfig::Save(const std::string& path, uint64_t fingerprint) 
       {"criterion", criterion},
       {"text", {{"xxh3", HexId(text.xxh3)}, {"tokens", text.tokens}}},
   };
+  if (context > 0) object["context"] = context;
+  if (recall.queries > 0) object["recall"] = RecallJson(*this);
   nlohmann::ordered_json& lists = object["order"] = nlohmann::ordered_json::array();
   size_t next = 0;
   for (uint32_t layer = 0; layer < layers; ++layer) {

@@ -26,6 +26,9 @@ std::optional<Pooling> ParsePooling(std::string_view name);
 //   "layers", "kv_heads", "head_dim": the model's, "channels": r, how many of each order are
 //   labels, "label_format": "bf16", "pooling": as above, "criterion": what was measured, e.g. "qk",
 //   "text": {"xxh3": 16 digits, "tokens": N}, the calibration text,
+//   "context": tokens of one context of it (optional),
+//   "recall" (optional): recall of attention mass on text that was held out, {"budget_denominator":
+//   16, "context", "queries", "mass": [layers][kv_heads]}, 0..1 each,
 //   "order": [layers][kv_heads][head_dim], a permutation of the channels each, best first.
 // The format published with Double Sparsity loads too: "model.layers.I.self_attn.{q,k,qk}_proj", a
 // permutation per head. It names no model, so only its sizes are checked.
@@ -33,6 +36,12 @@ struct ChannelConfig {
   struct Text {  // what calibration ran on
     uint64_t xxh3 = 0;
     uint64_t tokens = 0;
+  };
+  struct Recall {                     // on other text, with these channels
+    uint32_t budget_denominator = 0;  // of 1/N
+    uint32_t context = 0;             // tokens
+    uint32_t queries = 0;             // of each head; 0: was not measured
+    std::vector<double> mass;  // [layers, kv_heads], share of the attention that was selected
   };
 
   uint32_t layers = 0;
@@ -42,6 +51,8 @@ struct ChannelConfig {
   Pooling pooling = Pooling::kMaxNormalised;
   std::string criterion;
   Text text;
+  uint32_t context = 0;  // tokens of one context of the text; 0 = not known
+  Recall recall;
   std::vector<uint16_t> order;        // [layers, kv_heads, head_dim], best first
   std::vector<uint16_t> channel_ids;  // [layers, kv_heads, channels], the first of each order
 
@@ -64,5 +75,10 @@ struct ChannelConfig {
   // Writes our format, replacing `path` as a whole.  REQUIRES: order is complete.
   absl::Status Save(const std::string& path, uint64_t fingerprint) const;
 };
+
+// One order per KV head from the orders [heads, head_dim] of its group's query heads: by the sum of
+// a channel's ranks, ties by the lower channel. [kv_heads, head_dim]
+std::vector<uint16_t> PoolOrders(const std::vector<uint16_t>& orders, uint32_t kv_heads,
+                                 uint32_t head_dim);
 
 }  // namespace sparsekv

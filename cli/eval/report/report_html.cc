@@ -4,7 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "cli/eval/report/plot.h"
+#include "cli/plot.h"
 #include "cli/eval/report/report.h"
 
 namespace sparsekv {

@@ -1,4 +1,4 @@
-#include "cli/eval/report/plot.h"
+#include "cli/plot.h"
 
 #include <algorithm>
 #include <cmath>
