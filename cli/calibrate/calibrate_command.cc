@@ -19,7 +19,7 @@ struct Arguments {
   CalibrateOptions options;
   std::string out;
   std::vector<std::string> reports;
-  std::string criterion = "qk";
+  std::string criterion = "qk-lift";
   std::string pooling{Name(Pooling::kMaxNormalised)};
 };
 
