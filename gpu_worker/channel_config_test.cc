@@ -89,6 +89,38 @@ TEST(ChannelConfig, ComesBackAsItWasSaved) {
   EXPECT_EQ(five->Layer(1)[5 + 4], 7);
 }
 
+TEST(ChannelConfig, RecallIsOptionalAndChecked) {
+  TempDir dir;
+  ChannelConfig saved = Small();
+  saved.context = 512;
+  saved.recall = {
+      .budget_denominator = 16, .context = 256, .queries = 3, .mass = {0, 0.25, 0.5, 1}};
+  ASSERT_TRUE(saved.Save(dir.File("c.json"), kFingerprint).ok());
+  const ModelConfig model = Model(2, 4, 2, 8);
+  const auto config = ChannelConfig::Load(dir.File("c.json"), model, kFingerprint);
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->context, 512u);
+  EXPECT_EQ(config->recall.budget_denominator, 16u);
+  EXPECT_EQ(config->recall.context, 256u);
+  EXPECT_EQ(config->recall.queries, 3u);
+  EXPECT_EQ(config->recall.mass, saved.recall.mass);
+  const auto error = [&](const json& mass, const json& queries = 3) {
+    return LoadError(SavedWith({{"recall",
+                                 {{"budget_denominator", 16},
+                                  {"context", 256},
+                                  {"queries", queries},
+                                  {"mass", mass}}}}),
+                     model);
+  };
+  EXPECT_EQ(error({{0, 0}, {1, 0.5}}), "");
+  EXPECT_EQ(error({{0, 0}}), "c.json: recall.mass is not a list of 2 layers");
+  EXPECT_EQ(error({{0, 0}, {1}}), "c.json: recall.mass is not of 2 heads a layer");
+  EXPECT_EQ(error({{0, 0}, {1, 1.5}}), "c.json: recall.mass has 1.5, out of range 0..1");
+  EXPECT_EQ(error({{0, 0}, {1, "x"}}), "c.json: recall.mass has \"x\", out of range 0..1");
+  EXPECT_NE(error({{0, 0}, {1, 1}}, -1).find("c.json: recall.queries -1"), std::string::npos);
+  EXPECT_EQ(LoadError(SavedWith({{"recall", 7}}), model), "c.json: recall is not an object");
+}
+
 TEST(ChannelConfig, EveryPoolingHasAName) {
   for (Pooling pooling : {Pooling::kMaxNormalised, Pooling::kSum, Pooling::kSoftmaxMass}) {
     TempDir dir;
