@@ -83,6 +83,7 @@ void RecallMeter::Score(const HeadSample& sample, size_t query, const uint16_t* 
                         const std::vector<float>& labels, std::vector<float>* scores) const {
   const HeadSample::Range seen = sample.Seen(query);
   const auto count = static_cast<uint32_t>(labels.size() / sample.tokens);
+  const float scale = 1 / std::sqrt(static_cast<float>(head_dim_));  // kernels/labels.h
   std::vector<float> one(sample.tokens), q(count);
   for (uint32_t h = 0; h < sample.group; ++h) {
     float squares = 0;
@@ -99,7 +100,7 @@ void RecallMeter::Score(const HeadSample& sample, size_t query, const uint16_t* 
       const float* label = labels.data() + size_t{i} * sample.tokens;
       for (uint32_t t = seen.first; t < seen.present; ++t) one[t] += q[i] * label[t];
     }
-    if (options_.pooling == Pooling::kSoftmaxMass) Softmax(seen, sample.scale, one);
+    if (options_.pooling == Pooling::kSoftmaxMass) Softmax(seen, scale, one);
     const bool highest = options_.pooling == Pooling::kMaxNormalised;
     for (uint32_t t = seen.first; t < seen.present; ++t) {
       const float before = (*scores)[t];
