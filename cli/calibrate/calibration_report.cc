@@ -172,13 +172,14 @@ std::string CalibrationSvg(const Calibration& c) {
           const auto bytes = static_cast<double>(Bytes(meter.options().choices[i]));
           const double recall = meter.Mean(i, budget);
           line.points.push_back({bytes, recall, recall, recall});
-          plot.x_low = std::min(plot.x_low, bytes);
-          plot.x_high = std::max(plot.x_high, bytes);
         }
         if (!line.points.empty()) plot.lines.push_back(std::move(line));
       }
       if (plot.lines.empty()) continue;
-      plot.x_high = std::max(plot.x_high, plot.x_low * 2);
+      for (const LabelChoice& choice : meter.options().choices) {  // one axis for all formats
+        plot.x_low = std::min(plot.x_low, static_cast<double>(Bytes(choice)));
+        plot.x_high = std::max(plot.x_high, static_cast<double>(Bytes(choice)));
+      }
       absl::StrAppendFormat(&body, "<g transform='translate(0 %.0f)'>%s</g>", y, plot.ToSvg());
       y += 410;
     }
