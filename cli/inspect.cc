@@ -1,9 +1,11 @@
 // `sparsekv inspect DIR`: what a checkpoint is, what it takes, and why it would be refused.
 #include "cli/inspect.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <iostream>
 #include <memory>
+#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "base/concat.h"
@@ -43,33 +45,73 @@ void DescribeFamily(const std::string& model_dir, ordered_json* report) {
   if (method != quantisation->end() && method->is_string()) (*report)["quantisation"] = *method;
 }
 
-ordered_json DescribeConfig(const ModelConfig& config) {
-  ordered_json rope = {{"theta", config.rope_theta}, {"scaling", "none"}};
-  if (config.rope_scaling.kind != RopeScaling::Kind::kNone) {
-    rope["scaling"] = "llama3";
-    rope["factor"] = config.rope_scaling.factor;
-    rope["original_context"] = config.rope_scaling.original_context;
+const char* NameOf(RopeScaling::Kind kind) {
+  switch (kind) {
+    case RopeScaling::Kind::kNone:
+      return "none";
+    case RopeScaling::Kind::kLlama3:
+      return "llama3";
+    case RopeScaling::Kind::kLinear:
+      return "linear";
+    case RopeScaling::Kind::kYarn:
+      return "yarn";
+    case RopeScaling::Kind::kLongRope:
+      return "longrope";
   }
-  return {{"layers", config.layers},
-          {"hidden_size", config.hidden_size},
-          {"intermediate_size", config.intermediate_size},
-          {"heads", config.heads},
-          {"kv_heads", config.kv_heads},
-          {"head_dim", config.head_dim},
-          {"vocab_size", config.vocab_size},
-          {"context", config.max_context},
-          {"rope", rope},
-          {"tied_embeddings", config.tie_embeddings},
-          {"eos_token_ids", config.eos_ids}};
+  return "";
+}
+
+// What only some families have: a window (the widest; with the layers that have one), experts.
+void DescribeStructure(const ModelConfig& config, ordered_json* described) {
+  if (!config.windows.empty()) {
+    const auto layers =
+        std::ranges::count_if(config.windows, [](uint32_t window) { return window > 0; });
+    (*described)["window"] = {{"tokens", *std::ranges::max_element(config.windows)},
+                              {"layers", layers}};
+  }
+  if (config.experts.count > 0) {
+    (*described)["experts"] = {{"count", config.experts.count},
+                               {"per_token", config.experts.per_token},
+                               {"intermediate_size", config.experts.intermediate_size}};
+  }
+}
+
+ordered_json DescribeConfig(const ModelConfig& config) {
+  const RopeScaling& scaling = config.rope_scaling;
+  ordered_json rope = {{"theta", config.rope_theta}, {"scaling", NameOf(scaling.kind)}};
+  if (scaling.factor != 1) rope["factor"] = scaling.factor;
+  if (scaling.original_context > 0) rope["original_context"] = scaling.original_context;
+  ordered_json described = {{"layers", config.layers},
+                            {"hidden_size", config.hidden_size},
+                            {"intermediate_size", config.intermediate_size},
+                            {"heads", config.heads},
+                            {"kv_heads", config.kv_heads},
+                            {"head_dim", config.head_dim},
+                            {"vocab_size", config.vocab_size},
+                            {"context", config.max_context},
+                            {"rope", rope},
+                            {"tied_embeddings", config.tie_embeddings},
+                            {"eos_token_ids", config.eos_ids}};
+  DescribeStructure(config, &described);
+  return described;
 }
 
 ordered_json DescribeChannels(const ModelFiles& files) {
   if (!files.channels) return nullptr;
   const ChannelConfig& channels = *files.channels;
-  return {{"channels", channels.channels},
-          {"criterion", channels.criterion},
-          {"pooling", Name(channels.pooling)},
-          {"calibration_tokens", channels.text.tokens}};
+  ordered_json described = {{"channels", channels.channels},
+                            {"criterion", channels.criterion},
+                            {"pooling", Name(channels.pooling)},
+                            {"calibration_tokens", channels.text.tokens}};
+  const ChannelConfig::Recall& recall = channels.recall;
+  if (recall.queries > 0 && !recall.mass.empty()) {
+    const double sum = std::accumulate(recall.mass.begin(), recall.mass.end(), 0.0);
+    described["recall"] = {{"budget_denominator", recall.budget_denominator},
+                           {"context", recall.context},
+                           {"mean", sum / static_cast<double>(recall.mass.size())},
+                           {"least", *std::ranges::min_element(recall.mass)}};
+  }
+  return described;
 }
 
 ordered_json DescribeTokenizer(const std::string& model_dir, absl::Status* refusal) {

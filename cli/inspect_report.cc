@@ -72,12 +72,19 @@ void AddModel(const ordered_json& report, Page* page) {
                             Number(report["vocab_size"])));
   const ordered_json& rope = report["rope"];
   std::string scaling = Text(rope["scaling"]);
-  if (rope.contains("factor")) {
-    scaling += Concat(", factor ", rope["factor"].get<double>(), " over ",
-                      Number(rope["original_context"]));
-  }
+  if (rope.contains("factor")) scaling += Concat(", factor ", rope["factor"].get<double>());
+  if (rope.contains("original_context")) scaling += " over " + Number(rope["original_context"]);
   page->Line("context", Concat(Number(report["context"]), " tokens; rope theta ",
                                rope["theta"].get<double>(), ", scaling ", scaling));
+  if (report.contains("window")) {
+    page->Line("window", Concat(Number(report["window"]["tokens"]), " tokens, in ",
+                                Number(report["window"]["layers"]), " layers"));
+  }
+  if (report.contains("experts")) {
+    const ordered_json& experts = report["experts"];
+    page->Line("experts", Concat(Number(experts["per_token"]), " of ", Number(experts["count"]),
+                                 " a token, MLP ", Number(experts["intermediate_size"])));
+  }
 }
 
 void AddWeights(const ordered_json& report, Page* page) {
@@ -117,7 +124,17 @@ void AddChannels(const ordered_json& report, Page* page) {
                                 " are labels, criterion ", Text(channels["criterion"]),
                                 ", pooling ", Text(channels["pooling"]), ", calibrated on ",
                                 Number(channels["calibration_tokens"]), " tokens"));
-  page->Line("", "the file has no figures of what a budget loses");
+  if (!channels.contains("recall")) {
+    page->Line("", "the file has no figures of what a budget loses");
+    return;
+  }
+  const ordered_json& recall = channels["recall"];
+  char text[160];
+  std::snprintf(text, sizeof text,
+                "a budget of 1/%u keeps %.3f of the attention at %u tokens (worst head %.3f)",
+                recall["budget_denominator"].get<uint32_t>(), recall["mean"].get<double>(),
+                recall["context"].get<uint32_t>(), recall["least"].get<double>());
+  page->Line("", text);
 }
 
 void AddMemory(const ordered_json& memory, Page* page) {
