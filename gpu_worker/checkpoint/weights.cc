@@ -23,7 +23,7 @@ namespace {
 
 constexpr size_t kMaxIndexBytes = 64 << 20;
 constexpr size_t kMaxShards = 4096;
-constexpr size_t kMostNamed = 20;      // of missing tensors
+constexpr size_t kMostNamed = 500;     // of missing tensors
 constexpr size_t kSampleBytes = 4096;  // of a tensor, at each end, in the fingerprint
 
 using Wanted = WantedTensor;
