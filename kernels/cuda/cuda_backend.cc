@@ -32,7 +32,8 @@ std::string DeviceName() {
 
 class CudaBackend final : public Backend {
  public:
-  explicit CudaBackend(const CudaOptions& options) : name_(DeviceName()), tape_(options.graphs) {}
+  explicit CudaBackend(const CudaOptions& options)
+      : name_(DeviceName()), tape_(options.graphs, options.early_launch) {}
 
   std::string_view name() const override { return name_; }
 

@@ -2,6 +2,7 @@
 #include <array>
 
 #include "base/check.h"
+#include "kernels/cuda/begin_kernel.cuh"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/tables.cuh"
 
@@ -130,8 +131,8 @@ __device__ inline void MultiplyChunk(const Work& work, uint32_t chunk,
     if (token < work.tokens && at < work.inputs) {
       const auto* from =
           reinterpret_cast<const float4*>(work.x + uint64_t{token} * work.inputs + at);
-      x[0] = __ldg(from);
-      x[1] = __ldg(from + 1);
+      x[0] = from[0];
+      x[1] = from[1];
     }
     uint32_t high[4], low[4];
     Pair<T>::Split(x[0].x, x[0].y, high[0], low[0]);
@@ -222,17 +223,25 @@ __global__ void __launch_bounds__(kThreads, 2) MmaKernel(const __grid_constant__
                         ? static_cast<const char*>(base) + uint64_t{row} * work.inputs * 2
                         : nullptr;
   }
-  float sums[kRowTiles][kTokenTiles][4] = {};
   constexpr int kAhead = kTokenTiles > 2 ? 2 : 4;  // chunks that are loaded together
   const uint32_t chunks = (work.inputs + kChunk - 1) / kChunk;
-  for (uint32_t chunk = threadIdx.x / 32; chunk < chunks; chunk += kWarps * kAhead) {
-    Weights<kRowTiles> weights[kAhead];
+  uint32_t chunk = threadIdx.x / 32;
+  Weights<kRowTiles> weights[kAhead];
+  const auto load = [&] {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) weights[i] = reader.Load(chunk + i * kWarps);
+  };
+  load();  // weights are there always: they come while the kernel before makes x
+  BeginKernel();
+  float sums[kRowTiles][kTokenTiles][4] = {};
+  for (;;) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       MultiplyChunk<T, kRowTiles, kTokenTiles>(work, chunk + i * kWarps, weights[i], sums);
     }
+    chunk += kWarps * kAhead;
+    if (chunk >= chunks) break;
+    load();
   }
   ShareSums<kRowTiles, kTokenTiles>(sums, shared);
   Write<kGateUp, kRowTiles, kTokenTiles>(work, matrix, first_row, shared);
@@ -242,6 +251,7 @@ __global__ void __launch_bounds__(kThreads, 2) MmaKernel(const __grid_constant__
 template <typename T>
 __global__ void PlainKernel(const float* x, const T* weight, float* y, uint32_t tokens,
                             uint32_t inputs, uint32_t outputs, bool accumulate) {
+  BeginKernel();
   const uint32_t lane = threadIdx.x % 32;
   const uint32_t output = blockIdx.x * kWarps + threadIdx.x / 32;
   const uint32_t first = blockIdx.y * kTileTokens;

@@ -2,6 +2,7 @@
 #include <type_traits>
 
 #include "base/check.h"
+#include "kernels/cuda/begin_kernel.cuh"
 #include "kernels/cuda/linear_prompt_pieces.h"
 #include "kernels/cuda/tables.cuh"
 
@@ -33,6 +34,7 @@ __device__ T Saturated(float value) {
 template <typename From, typename To>
 __global__ void __launch_bounds__(kThreads)
     PadKernel(const From* from, uint32_t rows, uint32_t cols, uint32_t stride, bool whole, To* to) {
+  BeginKernel();
   const uint32_t row = blockIdx.x;
   const uint32_t first = (blockIdx.y * kThreads + threadIdx.x) * kValues;
   if (first >= stride) return;
@@ -83,6 +85,7 @@ void Pad(const From* from, uint32_t rows, uint32_t cols, uint32_t all_rows, uint
 template <uint32_t kWidth, bool kAdd>
 __global__ void __launch_bounds__(kThreads)
     TakeKernel(const float* results, uint32_t stride, uint32_t outputs, float* y, size_t y_stride) {
+  BeginKernel();
   const uint32_t first = (blockIdx.y * kThreads + threadIdx.x) * kWidth;
   if (first >= outputs) return;
   const float* from = results + size_t{blockIdx.x} * stride + first;
