@@ -102,7 +102,7 @@ class CudaBackend final : public Backend {
   void ForgetRest(const ForgetRestArgs& args) override { Run(cuda::ForgetRest, args); }
   void Overlap(const OverlapArgs& args) override { Run(cuda::Overlap, args); }
   void Project(const ProjectArgs& args) override {
-    few() ? Run(cuda::ProjectFew, args) : Backend::Project(args);
+    Do([&] { few() ? cuda::ProjectFew(args, tape_) : products_.Project(args, tape_); });
   }
   void GateUp(const GateUpArgs& args) override {
     few() ? Run(cuda::GateUpFew, args) : Backend::GateUp(args);
