@@ -105,7 +105,7 @@ class CudaBackend final : public Backend {
     Do([&] { few() ? cuda::ProjectFew(args, tape_) : products_.Project(args, tape_); });
   }
   void GateUp(const GateUpArgs& args) override {
-    few() ? Run(cuda::GateUpFew, args) : Backend::GateUp(args);
+    Do([&] { few() ? cuda::GateUpFew(args, tape_) : products_.GateUp(args, tape_); });
   }
   void RotateAppend(const RotateAppendArgs& args) override { Run(cuda::RotateAppend, args); }
   void ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select) override {

@@ -1,3 +1,5 @@
+#include <cuda_pipeline_primitives.h>
+
 #include <algorithm>
 #include <array>
 
@@ -13,7 +15,8 @@
 // warps divide the inputs of 32 rows, in chunks of 32 taken in turn, and their sums are added in
 // the order of the warps. Nothing of that depends on the tokens, so a token's result depends on
 // itself alone. Every CTA reads all of x, twice the weights' bytes for 32 tokens and 32 rows: so
-// with many tokens 16 warps have 64 rows, and who reads a chunk second finds it in L1.
+// with many tokens 16 warps have 64 rows, and share what is read. x comes by way of shared memory,
+// some chunks ahead: a product that waits for a load of it takes ten times as long.
 //
 // Tensor cores: weights are the A operand of m16n8k16, tokens the columns. A thread's 16 bytes of a
 // row are eight neighbouring inputs; they serve as the operand's k positions 2t, 2t+1, 2t+8, 2t+9
@@ -122,22 +125,65 @@ struct Reader {
   }
 };
 
-// sums[tile][token tile] += weights . x, of one chunk.
-template <typename T, int kTokenTiles>
-__device__ inline void MultiplyChunk(const Work& work, uint32_t chunk, const Weights& weights,
+// The inputs' chunks on their way through shared memory: a ring for each of the kWarps that divide
+// the inputs, shared by the warps with other rows. A token's values are padded, so that the lanes
+// that read together read all banks.
+template <uint32_t kRows, int kTokenTiles>
+struct InputRing {
+  static constexpr uint32_t kStages = 4;
+  static constexpr uint32_t kTokens = kTokenTiles * kTileTokens;
+  static constexpr uint32_t kTokenFloats = kChunk + 4;
+  static constexpr uint32_t kStageFloats = kTokens * kTokenFloats;
+  static constexpr uint32_t kSharers = kRows / kWarpRows * 32;  // threads
+  static constexpr size_t kBytes = size_t{kWarps} * kStages * kStageFloats * sizeof(float);
+
+  float* stages;
+
+  __device__ explicit InputRing(float* shared)
+      : stages(shared + WarpOfInputs() * kStages * kStageFloats) {}
+
+  // Begins to bring a chunk; zeros where there is no token or no input.
+  __device__ void Fetch(const Work& work, uint32_t chunk, uint32_t stage) const {
+    constexpr uint32_t kPieces = kChunk / 4;  // of 16 bytes, of a token
+    float* to = stages + stage * kStageFloats;
+    const uint32_t lane = FirstRowOfWarp() / kWarpRows * 32 + threadIdx.x % 32;
+#pragma unroll
+    for (uint32_t first = 0; first < kTokens * kPieces; first += kSharers) {
+      const uint32_t i = first + lane;
+      const uint32_t token = i / kPieces, at = chunk * kChunk + i % kPieces * 4;
+      const bool there = token < work.tokens && at < work.inputs;
+      const float* from = work.x + (there ? uint64_t{token} * work.inputs + at : 0);
+      __pipeline_memcpy_async(to + token * kTokenFloats + i % kPieces * 4, from, 16,
+                              there ? 0 : 16);
+    }
+  }
+  // What was fetched kStages - 1 chunks ago is there for all sharers, and none of them reads the
+  // chunk before it any more.
+  __device__ void Wait() const {
+    __pipeline_wait_prior(kStages - 2);
+    if constexpr (kSharers == 32) {
+      __syncwarp();
+    } else {
+      asm volatile("bar.sync %0, %1;" : : "r"(WarpOfInputs() + 1), "r"(kSharers) : "memory");
+    }
+  }
+  // The thread's eight inputs.
+  __device__ const float4* Of(uint32_t stage, uint32_t token) const {
+    return reinterpret_cast<const float4*>(stages + stage * kStageFloats + token * kTokenFloats +
+                                           threadIdx.x % 4 * 8);
+  }
+};
+static_assert(InputRing<2 * kWarpRows, 4>::kTokens * kChunk / 4 % 64 == 0);
+
+// sums[tile][token tile] += weights . x, of one chunk, which is in a stage of the ring.
+template <typename T, uint32_t kRows, int kTokenTiles>
+__device__ inline void MultiplyChunk(const InputRing<kRows, kTokenTiles>& ring, uint32_t stage,
+                                     const Weights& weights,
                                      float (&sums)[kRowTiles][kTokenTiles][4]) {
-  const uint32_t at = chunk * kChunk + threadIdx.x % 4 * 8;
-  const uint32_t group = threadIdx.x % 32 / 4;
 #pragma unroll
   for (int tile = 0; tile < kTokenTiles; ++tile) {
-    const uint32_t token = tile * kTileTokens + group;
-    float4 x[2] = {};
-    if (token < work.tokens && at < work.inputs) {
-      const auto* from =
-          reinterpret_cast<const float4*>(work.x + uint64_t{token} * work.inputs + at);
-      x[0] = from[0];
-      x[1] = from[1];
-    }
+    const float4* from = ring.Of(stage, tile * kTileTokens + threadIdx.x % 32 / 4);
+    const float4 x[2] = {from[0], from[1]};
     uint32_t high[4], low[4];
     Pair<T>::Split(x[0].x, x[0].y, high[0], low[0]);
     Pair<T>::Split(x[0].z, x[0].w, high[1], low[1]);
@@ -153,6 +199,43 @@ __device__ inline void MultiplyChunk(const Work& work, uint32_t chunk, const Wei
       Pair<T>::Multiply(sums[rows][tile], second, low[2], low[3]);
     }
   }
+}
+
+// The sums of the warp's rows over its chunks: w, w + kWarps, ... Weights go past shared memory,
+// straight to registers, kAhead chunks ahead.
+template <typename T, uint32_t kRows, int kTokenTiles>
+__device__ inline void MultiplyAll(const Work& work, const Reader& reader,
+                                   const InputRing<kRows, kTokenTiles>& ring,
+                                   float (&sums)[kRowTiles][kTokenTiles][4]) {
+  constexpr uint32_t kAhead = kTokenTiles > 2 ? 3 : 4;
+  constexpr uint32_t kStages = InputRing<kRows, kTokenTiles>::kStages;
+  const uint32_t chunks = (work.inputs + kChunk - 1) / kChunk;
+  const uint32_t warp = WarpOfInputs();
+  const uint32_t own = warp < chunks ? (chunks - warp + kWarps - 1) / kWarps : 0;
+  Weights weights[kAhead];
+#pragma unroll
+  for (uint32_t i = 0; i < kAhead; ++i) weights[i] = reader.Load(warp + i * kWarps);
+  BeginKernel();  // weights are there always: they come while the kernel before makes x
+#pragma unroll
+  for (uint32_t i = 0; i < kStages - 1; ++i) {
+    if (i < own) ring.Fetch(work, warp + i * kWarps, i);
+    __pipeline_commit();
+  }
+#pragma unroll 1
+  for (uint32_t done = 0; done < own; done += kAhead) {
+#pragma unroll
+    for (uint32_t i = 0; i < kAhead; ++i) {
+      const uint32_t chunk = done + i;
+      if (chunk >= own) break;
+      ring.Wait();
+      const uint32_t next = chunk + kStages - 1;
+      if (next < own) ring.Fetch(work, warp + next * kWarps, next % kStages);
+      __pipeline_commit();
+      MultiplyChunk<T>(ring, chunk % kStages, weights[i], sums);
+      weights[i] = reader.Load(warp + (chunk + kAhead) * kWarps);
+    }
+  }
+  NextMayBegin();
 }
 
 // The sums of all warps: [warp of inputs][row of the CTA][token] in shared memory.
@@ -209,7 +292,7 @@ __device__ inline void Write(const Work& work, const Matrix& matrix, uint32_t fi
 template <typename T, bool kGateUp, uint32_t kRows, int kTokenTiles>
 __global__ void __launch_bounds__(ThreadsFor(kRows), kRows == kWarpRows ? 2 : 1)
     MmaKernel(const __grid_constant__ Work work) {
-  extern __shared__ float shared[];
+  extern __shared__ __align__(16) float shared[];
   constexpr uint32_t kOut = kRows / (kGateUp ? 2 : 1);
   uint32_t which = 0;
   if (!kGateUp) {
@@ -228,26 +311,9 @@ __global__ void __launch_bounds__(ThreadsFor(kRows), kRows == kWarpRows ? 2 : 1)
                         ? static_cast<const char*>(base) + uint64_t{row} * work.inputs * 2
                         : nullptr;
   }
-  constexpr int kAhead = kTokenTiles > 2 ? 2 : 4;  // chunks that are loaded together
-  const uint32_t chunks = (work.inputs + kChunk - 1) / kChunk;
-  uint32_t chunk = WarpOfInputs();
-  Weights weights[kAhead];
-  const auto load = [&] {
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) weights[i] = reader.Load(chunk + i * kWarps);
-  };
-  load();  // weights are there always: they come while the kernel before makes x
-  BeginKernel();
   float sums[kRowTiles][kTokenTiles][4] = {};
-  for (;;) {
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      MultiplyChunk<T, kTokenTiles>(work, chunk + i * kWarps, weights[i], sums);
-    }
-    chunk += kWarps * kAhead;
-    if (chunk >= chunks) break;
-    load();
-  }
+  MultiplyAll<T>(work, reader, InputRing<kRows, kTokenTiles>(shared), sums);
+  __syncthreads();  // the sums lie where the ring was
   ShareSums<kRows, kTokenTiles>(sums, shared);
   Write<kGateUp, kRows, kTokenTiles>(work, matrix, first_row, shared);
 }
@@ -312,7 +378,8 @@ uint32_t PlaceCtas(Work* work, bool gate_up, uint32_t rows) {
 template <bool kGateUp, typename T, uint32_t kRows, int kTokenTiles>
 void LaunchTiles(Work work, Tape& tape) {
   const uint32_t ctas = PlaceCtas(&work, kGateUp, kGateUp ? kRows / 2 : kRows);
-  const size_t bytes = size_t{kWarps} * kRows * kTokenTiles * kTileTokens * sizeof(float);
+  const size_t sums = size_t{kWarps} * kRows * kTokenTiles * kTileTokens * sizeof(float);
+  const size_t bytes = std::max(InputRing<kRows, kTokenTiles>::kBytes, sums);
   tape.Launch(MmaKernel<T, kGateUp, kRows, kTokenTiles>, ctas, ThreadsFor(kRows), bytes, work);
 }
 

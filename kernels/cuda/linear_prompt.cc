@@ -184,6 +184,19 @@ void PromptProducts::Project(const ProjectArgs& args, Tape& tape) {
   }
 }
 
+void PromptProducts::GateUp(const GateUpArgs& args, Tape& tape) {
+  RmsNorm({.x = args.x,
+           .tokens = args.tokens,
+           .weight = args.norm,
+           .epsilon = args.epsilon,
+           .out = args.normed},
+          tape);
+  Linear({.x = args.normed, .tokens = args.tokens, .weight = args.gate, .y = args.out}, tape);
+  Linear({.x = args.normed, .tokens = args.tokens, .weight = args.up, .y = args.spare}, tape);
+  SwiGlu({.gate = args.out, .up = args.spare, .tokens = args.tokens, .width = args.gate.rows},
+         tape);
+}
+
 void PromptProducts::Multiply(const LinearArgs& args, bool both_halves, Tape& tape) {
   const WeightView& matrix = args.weight;
   if (args.tokens == 0 || matrix.rows == 0) return;

@@ -25,6 +25,8 @@ class PromptProducts {
   // x is the sum of two numbers of that type, a product each, as in decode steps: what attention
   // compares and what logits are made of must not depend on 8 bits.
   void Project(const ProjectArgs& args, Tape& tape);
+  // x is rounded, as for Linear: half of a layer's FLOPs are here.
+  void GateUp(const GateUpArgs& args, Tape& tape);
 
  private:
   struct Library;

@@ -271,6 +271,7 @@ __global__ void __launch_bounds__(kThreads)
     RotateAppendKernel(Targets targets, float* q, float* k, const float* v,
                        const uint32_t* positions, const float* inverse_frequency, uint32_t group) {
   BeginKernel();
+  NextMayBegin();
   __shared__ Turns turns;
   __shared__ alignas(16) float key[kMaxHeadDim];
   const uint32_t half = targets.head_dim / 2;

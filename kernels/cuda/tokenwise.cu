@@ -83,6 +83,7 @@ template <bool kFours, typename T>
 __global__ void __launch_bounds__(kThreads)
     EmbedKernel(const uint32_t* ids, const T* table, uint32_t width, float* out) {
   BeginKernel();
+  NextMayBegin();
   const size_t i = 4 * (size_t{blockIdx.y} * kThreads + threadIdx.x);
   if (i >= width) return;
   const float4 value = Load4<kFours>(table + size_t{ids[blockIdx.x]} * width, i, width);
@@ -95,6 +96,7 @@ template <bool kFours, typename W>
 __global__ void __launch_bounds__(kMostWarps* kWarp)
     RmsNormKernel(const float* x, const W* weight, uint32_t width, float epsilon, float* out) {
   BeginKernel();
+  NextMayBegin();
   x += size_t{blockIdx.x} * width;
   out += size_t{blockIdx.x} * width;
   float squares[1] = {0.0f};
