@@ -1,5 +1,3 @@
-#include <cuda_pipeline_primitives.h>
-
 #include <algorithm>
 #include <array>
 
@@ -15,8 +13,8 @@
 // warps divide the inputs of 32 rows, in chunks of 32 taken in turn, and their sums are added in
 // the order of the warps. Nothing of that depends on the tokens, so a token's result depends on
 // itself alone. Every CTA reads all of x, twice the weights' bytes for 32 tokens and 32 rows: so
-// with many tokens 16 warps have 64 rows, and share what is read. x comes by way of shared memory,
-// some chunks ahead: a product that waits for a load of it takes ten times as long.
+// with many tokens 16 warps have 64 rows, and who reads a chunk second finds it in L1. And where
+// more than 8 tokens ask for it, x is made operands once, by a kernel before.
 //
 // Tensor cores: weights are the A operand of m16n8k16, tokens the columns. A thread's 16 bytes of a
 // row are eight neighbouring inputs; they serve as the operand's k positions 2t, 2t+1, 2t+8, 2t+9
@@ -125,117 +123,61 @@ struct Reader {
   }
 };
 
-// The inputs' chunks on their way through shared memory: a ring for each of the kWarps that divide
-// the inputs, shared by the warps with other rows. A token's values are padded, so that the lanes
-// that read together read all banks.
-template <uint32_t kRows, int kTokenTiles>
-struct InputRing {
-  static constexpr uint32_t kStages = 4;
-  static constexpr uint32_t kTokens = kTokenTiles * kTileTokens;
-  static constexpr uint32_t kTokenFloats = kChunk + 4;
-  static constexpr uint32_t kStageFloats = kTokens * kTokenFloats;
-  static constexpr uint32_t kSharers = kRows / kWarpRows * 32;  // threads
-  static constexpr size_t kBytes = size_t{kWarps} * kStages * kStageFloats * sizeof(float);
+// Eight neighbouring inputs of a token as an operand.
+struct alignas(16) Inputs {
+  uint32_t high[4], low[4];
 
-  float* stages;
-
-  __device__ explicit InputRing(float* shared)
-      : stages(shared + WarpOfInputs() * kStages * kStageFloats) {}
-
-  // Begins to bring a chunk; zeros where there is no token or no input.
-  __device__ void Fetch(const Work& work, uint32_t chunk, uint32_t stage) const {
-    constexpr uint32_t kPieces = kChunk / 4;  // of 16 bytes, of a token
-    float* to = stages + stage * kStageFloats;
-    const uint32_t lane = FirstRowOfWarp() / kWarpRows * 32 + threadIdx.x % 32;
-#pragma unroll
-    for (uint32_t first = 0; first < kTokens * kPieces; first += kSharers) {
-      const uint32_t i = first + lane;
-      const uint32_t token = i / kPieces, at = chunk * kChunk + i % kPieces * 4;
-      const bool there = token < work.tokens && at < work.inputs;
-      const float* from = work.x + (there ? uint64_t{token} * work.inputs + at : 0);
-      __pipeline_memcpy_async(to + token * kTokenFloats + i % kPieces * 4, from, 16,
-                              there ? 0 : 16);
-    }
-  }
-  // What was fetched kStages - 1 chunks ago is there for all sharers, and none of them reads the
-  // chunk before it any more.
-  __device__ void Wait() const {
-    __pipeline_wait_prior(kStages - 2);
-    if constexpr (kSharers == 32) {
-      __syncwarp();
-    } else {
-      asm volatile("bar.sync %0, %1;" : : "r"(WarpOfInputs() + 1), "r"(kSharers) : "memory");
-    }
-  }
-  // The thread's eight inputs.
-  __device__ const float4* Of(uint32_t stage, uint32_t token) const {
-    return reinterpret_cast<const float4*>(stages + stage * kStageFloats + token * kTokenFloats +
-                                           threadIdx.x % 4 * 8);
+  template <typename T>
+  __device__ static Inputs Of(const float4& first, const float4& second) {
+    Inputs inputs;
+    Pair<T>::Split(first.x, first.y, inputs.high[0], inputs.low[0]);
+    Pair<T>::Split(first.z, first.w, inputs.high[1], inputs.low[1]);
+    Pair<T>::Split(second.x, second.y, inputs.high[2], inputs.low[2]);
+    Pair<T>::Split(second.z, second.w, inputs.high[3], inputs.low[3]);
+    return inputs;
   }
 };
-static_assert(InputRing<2 * kWarpRows, 4>::kTokens * kChunk / 4 % 64 == 0);
+static_assert(sizeof(Inputs) == 8 * sizeof(float));  // either form takes the other's place
 
-// sums[tile][token tile] += weights . x, of one chunk, which is in a stage of the ring.
-template <typename T, uint32_t kRows, int kTokenTiles>
-__device__ inline void MultiplyChunk(const InputRing<kRows, kTokenTiles>& ring, uint32_t stage,
-                                     const Weights& weights,
+// x [values] as operands. Bytes: 8 per value.
+template <typename T>
+__global__ void __launch_bounds__(256) SplitKernel(const float4* x, uint32_t count, Inputs* to) {
+  BeginKernel();
+  NextMayBegin();
+  const uint32_t i = blockIdx.x * 256 + threadIdx.x;
+  if (i < count) to[i] = Inputs::Of<T>(x[2 * i], x[2 * i + 1]);
+}
+
+// sums[tile][token tile] += weights . x, of one chunk. kSplit: x is operands already.
+template <typename T, bool kSplit, int kTokenTiles>
+__device__ inline void MultiplyChunk(const Work& work, uint32_t chunk, const Weights& weights,
                                      float (&sums)[kRowTiles][kTokenTiles][4]) {
+  const uint32_t at = chunk * kChunk + threadIdx.x % 4 * 8;
+  const uint32_t group = threadIdx.x % 32 / 4;
 #pragma unroll
   for (int tile = 0; tile < kTokenTiles; ++tile) {
-    const float4* from = ring.Of(stage, tile * kTileTokens + threadIdx.x % 32 / 4);
-    const float4 x[2] = {from[0], from[1]};
-    uint32_t high[4], low[4];
-    Pair<T>::Split(x[0].x, x[0].y, high[0], low[0]);
-    Pair<T>::Split(x[0].z, x[0].w, high[1], low[1]);
-    Pair<T>::Split(x[1].x, x[1].y, high[2], low[2]);
-    Pair<T>::Split(x[1].z, x[1].w, high[3], low[3]);
+    const uint32_t token = tile * kTileTokens + group;
+    Inputs x{};
+    if (token < work.tokens && at < work.inputs) {
+      const float* from = work.x + uint64_t{token} * work.inputs + at;
+      if constexpr (kSplit) {
+        *reinterpret_cast<uint4*>(x.high) = reinterpret_cast<const uint4*>(from)[0];
+        *reinterpret_cast<uint4*>(x.low) = reinterpret_cast<const uint4*>(from)[1];
+      } else {
+        const auto* values = reinterpret_cast<const float4*>(from);
+        x = Inputs::Of<T>(values[0], values[1]);
+      }
+    }
 #pragma unroll
     for (uint32_t rows = 0; rows < kRowTiles; ++rows) {
       const uint4 a = weights.row[2 * rows], b = weights.row[2 * rows + 1];
       const uint32_t first[4] = {a.x, b.x, a.y, b.y}, second[4] = {a.z, b.z, a.w, b.w};
-      Pair<T>::Multiply(sums[rows][tile], first, high[0], high[1]);
-      Pair<T>::Multiply(sums[rows][tile], second, high[2], high[3]);
-      Pair<T>::Multiply(sums[rows][tile], first, low[0], low[1]);
-      Pair<T>::Multiply(sums[rows][tile], second, low[2], low[3]);
+      Pair<T>::Multiply(sums[rows][tile], first, x.high[0], x.high[1]);
+      Pair<T>::Multiply(sums[rows][tile], second, x.high[2], x.high[3]);
+      Pair<T>::Multiply(sums[rows][tile], first, x.low[0], x.low[1]);
+      Pair<T>::Multiply(sums[rows][tile], second, x.low[2], x.low[3]);
     }
   }
-}
-
-// The sums of the warp's rows over its chunks: w, w + kWarps, ... Weights go past shared memory,
-// straight to registers, kAhead chunks ahead.
-template <typename T, uint32_t kRows, int kTokenTiles>
-__device__ inline void MultiplyAll(const Work& work, const Reader& reader,
-                                   const InputRing<kRows, kTokenTiles>& ring,
-                                   float (&sums)[kRowTiles][kTokenTiles][4]) {
-  constexpr uint32_t kAhead = kTokenTiles > 2 ? 3 : 4;
-  constexpr uint32_t kStages = InputRing<kRows, kTokenTiles>::kStages;
-  const uint32_t chunks = (work.inputs + kChunk - 1) / kChunk;
-  const uint32_t warp = WarpOfInputs();
-  const uint32_t own = warp < chunks ? (chunks - warp + kWarps - 1) / kWarps : 0;
-  Weights weights[kAhead];
-#pragma unroll
-  for (uint32_t i = 0; i < kAhead; ++i) weights[i] = reader.Load(warp + i * kWarps);
-  BeginKernel();  // weights are there always: they come while the kernel before makes x
-#pragma unroll
-  for (uint32_t i = 0; i < kStages - 1; ++i) {
-    if (i < own) ring.Fetch(work, warp + i * kWarps, i);
-    __pipeline_commit();
-  }
-#pragma unroll 1
-  for (uint32_t done = 0; done < own; done += kAhead) {
-#pragma unroll
-    for (uint32_t i = 0; i < kAhead; ++i) {
-      const uint32_t chunk = done + i;
-      if (chunk >= own) break;
-      ring.Wait();
-      const uint32_t next = chunk + kStages - 1;
-      if (next < own) ring.Fetch(work, warp + next * kWarps, next % kStages);
-      __pipeline_commit();
-      MultiplyChunk<T>(ring, chunk % kStages, weights[i], sums);
-      weights[i] = reader.Load(warp + (chunk + kAhead) * kWarps);
-    }
-  }
-  NextMayBegin();
 }
 
 // The sums of all warps: [warp of inputs][row of the CTA][token] in shared memory.
@@ -289,10 +231,10 @@ __device__ inline void Write(const Work& work, const Matrix& matrix, uint32_t fi
   }
 }
 
-template <typename T, bool kGateUp, uint32_t kRows, int kTokenTiles>
+template <typename T, bool kGateUp, uint32_t kRows, int kTokenTiles, bool kSplit>
 __global__ void __launch_bounds__(ThreadsFor(kRows), kRows == kWarpRows ? 2 : 1)
     MmaKernel(const __grid_constant__ Work work) {
-  extern __shared__ __align__(16) float shared[];
+  extern __shared__ float shared[];
   constexpr uint32_t kOut = kRows / (kGateUp ? 2 : 1);
   uint32_t which = 0;
   if (!kGateUp) {
@@ -311,9 +253,27 @@ __global__ void __launch_bounds__(ThreadsFor(kRows), kRows == kWarpRows ? 2 : 1)
                         ? static_cast<const char*>(base) + uint64_t{row} * work.inputs * 2
                         : nullptr;
   }
+  constexpr int kAhead = kTokenTiles > 2 ? 2 : 4;  // chunks that are loaded together
+  const uint32_t chunks = (work.inputs + kChunk - 1) / kChunk;
+  uint32_t chunk = WarpOfInputs();
+  Weights weights[kAhead];
+  const auto load = [&] {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) weights[i] = reader.Load(chunk + i * kWarps);
+  };
+  load();  // weights are there always: they come while the kernel before makes x
+  BeginKernel();
   float sums[kRowTiles][kTokenTiles][4] = {};
-  MultiplyAll<T>(work, reader, InputRing<kRows, kTokenTiles>(shared), sums);
-  __syncthreads();  // the sums lie where the ring was
+  for (;;) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      MultiplyChunk<T, kSplit, kTokenTiles>(work, chunk + i * kWarps, weights[i], sums);
+    }
+    chunk += kWarps * kAhead;
+    if (chunk >= chunks) break;
+    load();
+  }
+  NextMayBegin();
   ShareSums<kRows, kTokenTiles>(sums, shared);
   Write<kGateUp, kRows, kTokenTiles>(work, matrix, first_row, shared);
 }
@@ -378,9 +338,9 @@ uint32_t PlaceCtas(Work* work, bool gate_up, uint32_t rows) {
 template <bool kGateUp, typename T, uint32_t kRows, int kTokenTiles>
 void LaunchTiles(Work work, Tape& tape) {
   const uint32_t ctas = PlaceCtas(&work, kGateUp, kGateUp ? kRows / 2 : kRows);
-  const size_t sums = size_t{kWarps} * kRows * kTokenTiles * kTileTokens * sizeof(float);
-  const size_t bytes = std::max(InputRing<kRows, kTokenTiles>::kBytes, sums);
-  tape.Launch(MmaKernel<T, kGateUp, kRows, kTokenTiles>, ctas, ThreadsFor(kRows), bytes, work);
+  const size_t bytes = size_t{kWarps} * kRows * kTokenTiles * kTileTokens * sizeof(float);
+  tape.Launch(MmaKernel<T, kGateUp, kRows, kTokenTiles, (kTokenTiles > 1)>, ctas, ThreadsFor(kRows),
+              bytes, work);
 }
 
 // 64 rows where they are so many that every multiprocessor has some.
@@ -395,10 +355,22 @@ void LaunchShared(const Work& work, Tape& tape) {
   }
 }
 
-// Tokens in parts of at most 32.
+// x as operands, in scratch: what every CTA would do for itself.
+template <typename T>
+const float* SplitInputs(const Work& work, Tape& tape) {
+  const size_t values = size_t{work.tokens} * work.inputs;
+  const auto count = static_cast<uint32_t>(values / 8);
+  auto* to = reinterpret_cast<Inputs*>(tape.Scratch(values * sizeof(float)));
+  tape.Launch(SplitKernel<T>, (count + 255) / 256, 256, 0, reinterpret_cast<const float4*>(work.x),
+              count, to);
+  return reinterpret_cast<const float*>(to);
+}
+
+// Tokens in parts of at most 32, or of 8 without preparation.
 template <bool kGateUp, typename T>
 void LaunchMma(Work work, Tape& tape) {
   constexpr uint32_t kMost = 32;
+  if (work.tokens > kTileTokens) work.x = SplitInputs<T>(work, tape);
   const Work all = work;
   for (uint32_t from = 0; from < all.tokens; from += kMost) {
     work.tokens = std::min(all.tokens - from, kMost);
@@ -408,7 +380,7 @@ void LaunchMma(Work work, Tape& tape) {
         work.matrices[i].y = y + size_t{from} * work.matrices[i].rows;
       }
     }
-    if (work.tokens <= 8) {
+    if (all.tokens <= kTileTokens) {
       LaunchTiles<kGateUp, T, kWarpRows, 1>(work, tape);
     } else if (work.tokens <= 16) {
       LaunchShared<kGateUp, T, 2>(work, tape);
