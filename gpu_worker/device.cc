@@ -85,7 +85,9 @@ absl::Status Device::MakeBackend(const Options& options) {
     return ShareRows(options);
   }
   std::string why;
-  backend = MakeCudaBackend({.device = options.device, .graphs = options.graphs}, &why);
+  backend = MakeCudaBackend(
+      {.device = options.device, .graphs = options.graphs, .early_launch = options.early_launch},
+      &why);
   if (!backend) return absl::FailedPreconditionError(why);
   return ShareRows(options);
 }

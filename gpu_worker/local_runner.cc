@@ -33,6 +33,7 @@ absl::StatusOr<std::unique_ptr<LocalRunner>> LocalRunner::Make(const ModelFiles&
                                  .threads = options.threads,
                                  .backend = options.backend,
                                  .graphs = options.graphs,
+                                 .early_launch = options.early_launch,
                                  .make_backend = options.make_backend,
                                  .share_chunk_bytes = options.share_chunk_bytes,
                                  .row_layout = runner->segment_->layout(),

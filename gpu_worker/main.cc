@@ -32,6 +32,7 @@ struct Options {
   std::string backend = "cpu";
   int device = 0;
   bool graphs = true;
+  bool early_launch = true;
   RowMode rows;
   std::string link = "off";
   std::string fetch = "direct";
@@ -136,6 +137,7 @@ absl::Status RunWorker(const Options& options) {
                             .backend = BackendFor(options.backend, *files),
                             .device = options.device,
                             .graphs = options.graphs,
+                            .early_launch = options.early_launch,
                             .share_lock_file = RegistrationLock(options),
                             .row_layout = (*segment)->layout(),
                             .row_pool = (*segment)->rows(),
@@ -195,6 +197,7 @@ int Main(int argc, char** argv) {
   app.add_option("--backend", options.backend)->check(CLI::IsMember({"cpu", "cuda"}));
   app.add_option("--device", options.device, "which CUDA device")->check(CLI::Range(0, 63));
   app.add_flag("!--no-graphs", options.graphs, "launch every kernel of a step by itself");
+  app.add_flag("!--no-early-launch", options.early_launch, "begin kernels one after the other");
   app.add_option(
       "--channels", options.channels_file,
       "channel config; default MODEL/channels.json where it exists; none = no selection");

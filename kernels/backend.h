@@ -128,6 +128,7 @@ std::vector<CudaDevice> CudaDevices();  // that can run this build
 struct CudaOptions {
   int device = -1;  // ordinal; -1 = the first that can run this build
   bool graphs = true;
+  bool early_launch = true;  // kernels begin while the one before ends; changes no result
 };
 std::unique_ptr<Backend> MakeCudaBackend(const CudaOptions& options, std::string* why);
 

@@ -92,6 +92,7 @@ absl::StatusOr<std::unique_ptr<LocalRunner>> DecodeBench::MakeRunner(const Case*
     options.rows = {.in_place = false, .hot_rows = one->hot_rows, .predict = one->predict};
     options.backend = BackendFor(o_.backend, source_.files());
     options.graphs = o_.graphs;
+    options.early_launch = o_.early_launch;
     if (o_.placement == "resident") options.placement = RowPlacement::kResident;
     options.link = o_.link;
     options.gather = one->gather;

@@ -11,10 +11,11 @@
 #include "kernels/cpu/operations.h"
 #include "kernels/cpu/score_plan.h"
 #include "kernels/cpu/vector-inl.h"
+#include "kernels/label_query.h"
 
 // Scores of label pages: SIMD over the tokens of a page. A label is widened once for up to four
-// query heads. Products are rounded before they are added (labels.h), so there is no fused
-// multiply-add here.
+// query heads. Products are exact (labels.h), so that instruction sets with a fused multiply-add
+// and those without agree.
 HWY_BEFORE_NAMESPACE();
 namespace sparsekv::cpu::HWY_NAMESPACE {
 namespace {
@@ -79,7 +80,7 @@ HWY_INLINE void HeadScores(const std::byte* HWY_RESTRICT labels, size_t channels
       const VF q = hn::Set(d, query[h * channels + c]);
 #pragma GCC unroll 4
       for (size_t i = 0; i < kStrip; ++i) {
-        sums[h][i] = hn::Add(sums[h][i], hn::Mul(q, label[i]));
+        sums[h][i] = hn::MulAdd(q, label[i], sums[h][i]);
       }
     }
   }
@@ -268,6 +269,7 @@ void GatherQuery(const ScoreJob& job, uint32_t kv_head, float* query) {
       if (args.pooling == Pooling::kSoftmaxMass) {
         query[c] /= std::sqrt(static_cast<float>(args.head_dim));
       }
+      query[c] = LabelQuery(query[c]);
     }
     query += channels;
   }

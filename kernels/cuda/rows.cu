@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "base/limits.h"
+#include "kernels/cuda/begin_kernel.cuh"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/tables.cuh"
 
@@ -106,6 +107,7 @@ template <uint32_t kWidth>
 __global__ void __launch_bounds__(kThreads)
     RopeKernel(float* x, const uint32_t* positions, const float* inverse_frequency, uint32_t heads,
                uint32_t half) {
+  BeginKernel();
   __shared__ Turns turns;
   const uint32_t pair = threadIdx.x;
   if (pair < half) {
@@ -255,6 +257,7 @@ __device__ void WriteTargets(const Targets& targets, const float* key, const flo
 
 __global__ void __launch_bounds__(kThreads)
     AppendKernel(Targets targets, const float* k, const float* v) {
+  BeginKernel();
   __shared__ alignas(16) float key[kMaxHeadDim];
   const size_t at = (size_t{blockIdx.x} * gridDim.y + blockIdx.y) * targets.head_dim;
   for (uint32_t c = threadIdx.x; c < targets.head_dim; c += kThreads) key[c] = k[at + c];
@@ -267,6 +270,7 @@ template <uint32_t kWidth>
 __global__ void __launch_bounds__(kThreads)
     RotateAppendKernel(Targets targets, float* q, float* k, const float* v,
                        const uint32_t* positions, const float* inverse_frequency, uint32_t group) {
+  BeginKernel();
   __shared__ Turns turns;
   __shared__ alignas(16) float key[kMaxHeadDim];
   const uint32_t half = targets.head_dim / 2;

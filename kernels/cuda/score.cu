@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "kernels/cuda/begin_kernel.cuh"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/score_lane.cuh"
 #include "kernels/cuda/score_part.cuh"
@@ -145,6 +146,7 @@ __device__ void ScorePart(const ScoreJob& job, const Part& part, float* queries)
 // The CTA's units, part by part. kChannels divides the number of channels.
 template <uint32_t kHeads, uint32_t kChannels, Make kMake>
 __global__ void __launch_bounds__(kThreads, kCtas<kHeads>) ScoreKernel(const ScoreJob job) {
+  BeginKernel();
   extern __shared__ float4 queries[];
   __shared__ Part part;
   const ScoreItem& last = job.items[job.item_count - 1];
@@ -160,6 +162,7 @@ __global__ void __launch_bounds__(kThreads, kCtas<kHeads>) ScoreKernel(const Sco
 
 // The units' partial normalisers into one per query head, a warp each: a CTA per (item, KV head).
 __global__ void MergeKernel(const ScoreJob job) {
+  BeginKernel();
   const ScoreItem& item = job.items[blockIdx.x / job.kv_heads];
   const uint32_t kv_head = blockIdx.x % job.kv_heads;
   const uint64_t first_unit = item.first_unit + kv_head * item.head_units;

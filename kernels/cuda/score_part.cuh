@@ -7,6 +7,7 @@
 #include "base/limits.h"
 #include "kernels/cuda/cta.cuh"
 #include "kernels/cuda/tables.cuh"
+#include "kernels/label_query.h"
 #include "kernels/labels.h"
 
 // How the work on label pages is cut, and what a CTA brings for its part of it.
@@ -130,7 +131,6 @@ __device__ void GatherQueries(const Job& job, const HeadPart& part, float* queri
     at(g, c) = g < job.group ? job.q[(part.first_query + g) * job.head_dim + list[c]] : 0.0f;
   }
   __syncthreads();
-  if (job.pooling == Pooling::kSum) return;
 #pragma unroll 1
   for (uint32_t g = threadIdx.x; g < job.group; g += kCtaThreads) {
     float squares = 0;
@@ -138,13 +138,14 @@ __device__ void GatherQueries(const Job& job, const HeadPart& part, float* queri
       squares = __fadd_rn(squares, __fmul_rn(at(g, c), at(g, c)));
     }
     norms[g] = __fsqrt_rn(job.pooling == Pooling::kSoftmaxMass ? job.head_dim : squares);
+    if (job.pooling == Pooling::kSum) norms[g] = 1;
   }
   __syncthreads();
 #pragma unroll 1
   for (uint32_t i = threadIdx.x; i < job.group * job.channels; i += kCtaThreads) {
     const uint32_t g = i / job.channels;
     float& value = at(g, i % job.channels);
-    value = norms[g] == 0 ? 0.0f : __fdiv_rn(value, norms[g]);
+    value = LabelQuery(norms[g] == 0 ? 0.0f : __fdiv_rn(value, norms[g]));
   }
   __syncthreads();
 }

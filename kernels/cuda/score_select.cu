@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "kernels/cuda/begin_kernel.cuh"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/score_lane.cuh"
 #include "kernels/cuda/score_part.cuh"
@@ -38,6 +39,8 @@ constexpr uint32_t kLaneTokens = kHeads < kMostHeads ? 4 : 2;
 constexpr uint32_t kWideClusterCtas = 16;
 // Rounds of units that labels are asked for ahead of the one in work.
 [[maybe_unused]] constexpr uint32_t kRoundsAhead = 2;
+// Pages whose labels are asked for before the query is there.
+[[maybe_unused]] constexpr uint32_t kFirstPages = 128;
 
 template <uint32_t kTokens>
 struct Unit {
@@ -157,13 +160,13 @@ __device__ void ScoreUnit(const Job& job, const std::byte* page, const float* qu
   pooled.ToKeys(job, keys);
 }
 
-// The keys of the part and their first histogram, which is clear. Complete after a barrier.
+// The keys of the part and their first histogram, which is clear. Complete after a barrier. The
+// first kCachedTokens' pages have been brought.
 template <uint32_t kHeads, uint32_t kChannels, bool kWhole>
 __device__ void ScorePart(const Job& job, const Part& part, Shared& shared) {
   using U = Unit<kLaneTokens<kHeads>>;
   constexpr uint32_t kAsked = kRoundsAhead * kWarps * U::kPages;
   const uint32_t channels = kWhole ? kChannels : job.channels;
-  if (part.tokens > 0) BringPages(job, part, 0, kAsked, shared);
   scoring::GatherQueries<kHeads, kThreads>(job, part, shared.queries);
 #pragma unroll 1
   for (uint32_t from = 0; from < part.tokens; from += kCachedTokens) {
@@ -184,6 +187,11 @@ __device__ void ScorePart(const Job& job, const Part& part, Shared& shared) {
   }
 }
 
+// Whether scores decide anything.
+__device__ inline bool Chooses(const Item& item) {
+  return item.count > AlwaysSetSize(item.tokens) && item.count < item.tokens;
+}
+
 // Has L2 bring the first labels of the same part of the row that comes when this one is done. By
 // all warps but one.
 template <typename Team>
@@ -191,7 +199,7 @@ __device__ void AskForNextRow(const Job& job) {
   const uint32_t row = Team::Row() + job.rows_at_once;
   if (row >= job.rows) return;
   const Item& item = job.items[row / job.kv_heads];
-  if (item.count <= AlwaysSetSize(item.tokens) || item.count == item.tokens) return;
+  if (!Chooses(item)) return;
   const Part part = CutRow<Team>(job, item, row % job.kv_heads);
   const uint32_t pages = (TokensInUse(part) + kBlockTokens - 1) / kBlockTokens;
   const uint32_t lines = min(pages * job.channels, kAheadBytes / scoring::kChannelBytes);
@@ -270,17 +278,20 @@ template <typename Team, uint32_t kHeads, uint32_t kChannels, bool kWhole>
 __device__ void ScoreAndSelectRow(const Job& job) {
   extern __shared__ uint4 dynamic_shared[];
   auto& shared = *reinterpret_cast<Shared*>(dynamic_shared);
-  {
-    const Item item = job.items[Team::Row() / job.kv_heads];
-    const uint32_t kv_head = Team::Row() % job.kv_heads;
-    if (WriteAlwaysSet<Team>(item, kv_head)) return;
-    if (threadIdx.x == 0) shared.part = CutRow<Team>(job, item, kv_head);
-  }
-  ArriveInCluster();
-  Clear(shared.histograms[0]);
-  Clear(shared.histograms[1]);
-  __syncthreads();
+  const Item& item = job.items[Team::Row() / job.kv_heads];
+  const uint32_t kv_head = Team::Row() % job.kv_heads;
   const Part& part = shared.part;
+  // All labels but the newest are there already.
+  if (Chooses(item)) {
+    if (threadIdx.x == 0) shared.part = CutRow<Team>(job, item, kv_head);
+    Clear(shared.histograms[0]);
+    Clear(shared.histograms[1]);
+    __syncthreads();
+    if (part.tokens > 0) BringPages(job, part, 0, kFirstPages, shared);
+  }
+  BeginKernel();
+  if (WriteAlwaysSet<Team>(item, kv_head)) return;
+  ArriveInCluster();
   ScorePart<kHeads, kChannels, kWhole>(job, part, shared);
   const Selected selected = FindSelected<Team>(part, shared, [&] { AskForNextRow<Team>(job); });
   WriteSelected(part, selected, shared);

@@ -4,6 +4,7 @@
 #include "cli/eval/policies/policies.h"
 #include "cli/eval/policies/scores.h"
 #include "kernels/half.h"
+#include "kernels/label_query.h"
 
 namespace sparsekv {
 
@@ -97,8 +98,12 @@ class DoubleSparsity : public HeadPolicy {
         const float norm = std::sqrt(squares);
         for (float& x : query) x = norm > 0 ? x / norm : 0.0f;
       }
+      if (options_.pooling == Pooling::kSoftmaxMass) {
+        for (float& x : query) x /= std::sqrt(static_cast<float>(shape_.head_dim));
+      }
+      for (float& x : query) x = LabelQuery(x);
       ScoreKeys(query.data(), *labels_, tokens, label_channels_, one.data());
-      if (options_.pooling == Pooling::kSoftmaxMass) Softmax(one, shape_.scale);
+      if (options_.pooling == Pooling::kSoftmaxMass) Softmax(one, 1.0f);
       for (uint32_t t = 0; t < tokens; ++t) {
         const bool max = options_.pooling == Pooling::kMaxNormalised;
         scores_[t] = h == 0 ? one[t] : max ? std::max(scores_[t], one[t]) : scores_[t] + one[t];
