@@ -173,6 +173,7 @@ class ScoreThenSelectTest : public BackendTest {
     Pooling pooling = Pooling::kMaxNormalised;
     Values values = Values::kRandom;
     std::vector<uint32_t> lengths, counts;
+    std::vector<uint32_t> firsts = {};  // of windows; empty: none
   };
 
   // Labels, queries and room for the results.
@@ -227,8 +228,9 @@ class ScoreThenSelectTest : public BackendTest {
       std::vector<SelectArgs::Item> select;
       for (uint32_t i = 0; i < tokens.size(); ++i) {
         const size_t at = i * shape.kv_heads * stride();
-        score.push_back({i, tokens[i], labels.Table(i), scores.data() + at});
-        select.push_back({scores.data() + at, tokens[i], counts[i], to.data() + at});
+        const uint32_t first = shape.firsts.empty() ? 0 : shape.firsts[i];
+        score.push_back({i, tokens[i], labels.Table(i), scores.data() + at, first});
+        select.push_back({scores.data() + at, tokens[i], counts[i], to.data() + at, first});
       }
       f(ScoreLabelsArgs{.q = q.data(),
                         .kv_heads = shape.kv_heads,
@@ -288,10 +290,29 @@ class ScoreThenSelectTest : public BackendTest {
     }
   }
 
-  static uint32_t AnyCount(Random& random, uint32_t tokens) {
-    const uint32_t least = AlwaysSetSize(tokens);
-    const uint32_t few = std::min(tokens, least + random.Between(0, 50));
-    return random.Pick({least, tokens, few, few, random.Between(least, tokens)});
+  static uint32_t AnyCount(Random& random, uint32_t tokens, uint32_t first = 0) {
+    const uint32_t least = AlwaysSetSize(tokens, first);
+    const uint32_t all = tokens - first;
+    const uint32_t few = std::min(all, least + random.Between(0, 50));
+    return random.Pick({least, all, few, few, random.Between(least, all)});
+  }
+
+  // Labels that make each token's score be value(token), which bfloat16 has.
+  template <typename F>
+  void CheckScores(Random& random, uint32_t tokens, uint32_t count, const F& value) {
+    Run run(random, {.kv_heads = 3, .channels = 1, .pooling = Pooling::kSum, .lengths = {tokens}});
+    std::fill(run.q.begin(), run.q.end(), 1.0f);
+    for (uint32_t h = 0; h < 3; ++h) {
+      for (uint32_t t = 0; t < tokens; ++t) {
+        StoreValue(run.labels.Table(0).Head(h, t / kBlockTokens), t % kBlockTokens, DType::kBF16,
+                   value(t));
+      }
+    }
+    Output<uint32_t> got(run.selection.size());
+    run.Do({tokens}, {count}, got, [&](const ScoreLabelsArgs& score, const SelectArgs& select) {
+      InStep(backend(), StepKind::kDecode, [&] { backend().ScoreSelect(score, select); });
+    });
+    ExpectSame(got, run.Expected(reference(), {tokens}, {count}));
   }
 };
 SPARSEKV_ON_EVERY_BACKEND(ScoreThenSelectTest);
@@ -347,6 +368,40 @@ TEST_P(ScoreThenSelectTest, LongRows) {
                  .values = Values::kFew,
                  .lengths = {181111, 400},
                  .counts = {5000, 69}});
+}
+
+TEST_P(ScoreThenSelectTest, Windows) {
+  if (cuda()) GTEST_SKIP() << "no windows on this backend";
+  Random random(55);
+  for (uint32_t round = 0; round < 20; ++round) {
+    Case test{.kv_heads = random.Between(1, 3), .group = random.Between(1, 4)};
+    for (uint32_t i = 0; i < 3; ++i) {
+      const uint32_t tokens = random.Between(1, round % 5 == 0 ? 20000 : 1500);
+      test.lengths.push_back(tokens);
+      test.firsts.push_back(random.Between(0, random.Pick({std::min(6u, tokens - 1), tokens - 1})));
+      test.counts.push_back(AnyCount(random, tokens, test.firsts.back()));
+    }
+    Check(random, test);
+  }
+}
+
+// Pages of high scores that lie in any step with those that a sample looks at, so that it sees all
+// of them or none; and scores that rise or fall, or tie, all along.
+TEST_P(ScoreThenSelectTest, ScoresThatASampleMisjudges) {
+  Random random(56);
+  const uint32_t tokens = (1 + 8 * 32) * kBlockTokens + kRecentTokens + 1;
+  for (uint32_t count : {300u, 2000u, 3000u}) {
+    for (uint32_t period : {7u, 8u, 9u}) {
+      for (uint32_t step = 0; step < (slow() ? 2 : period); ++step) {
+        CheckScores(random, tokens, count,
+                    [&](uint32_t t) { return t / kBlockTokens % period == step ? 2.0f : 1.0f; });
+      }
+    }
+    const auto height = [](uint32_t t) { return static_cast<float>(t / 80); };
+    CheckScores(random, tokens, count, height);
+    CheckScores(random, tokens, count, [&](uint32_t t) { return -height(t); });
+    CheckScores(random, tokens, count, [](uint32_t) { return 0.0f; });
+  }
 }
 
 // The same step with other lengths; in it the operation twice.

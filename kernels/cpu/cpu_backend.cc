@@ -38,6 +38,9 @@ class CpuBackend final : public Backend {
   void AppendLabels(const AppendLabelsArgs& args) override { cpu::AppendLabels(args, context_); }
   void ScoreLabels(const ScoreLabelsArgs& args) override { cpu::ScoreLabels(args, context_); }
   void Select(const SelectArgs& args) override { cpu::Select(args, context_); }
+  void ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select) override {
+    if (!cpu::ScoreSelect(score, select, context_)) Backend::ScoreSelect(score, select);
+  }
   void Attend(const AttendArgs& args) override { cpu::Attend(args, context_); }
   void Extrapolate(const ExtrapolateArgs& args) override { cpu::Extrapolate(args, context_); }
   void ExpandQuery(const ExpandQueryArgs& args) override { cpu::ExpandQuery(args, context_); }

@@ -32,6 +32,8 @@ void AppendRows(const AppendRowsArgs& args, Context& context);
 void AppendLabels(const AppendLabelsArgs& args, Context& context);
 void ScoreLabels(const ScoreLabelsArgs& args, Context& context);
 void Select(const SelectArgs& args, Context& context);
+// False, and nothing done: the two operations one after the other are better here.
+bool ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select, Context& context);
 void Attend(const AttendArgs& args, Context& context);
 void Extrapolate(const ExtrapolateArgs& args, Context& context);
 void ExpandQuery(const ExpandQueryArgs& args, Context& context);

@@ -1,7 +1,11 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <vector>
 
+#include "kernels/cpu/competition.h"
+#include "kernels/cpu/operations.h"
 #include "kernels/labels.h"
 
 namespace sparsekv::cpu {
@@ -10,10 +14,14 @@ namespace sparsekv::cpu {
 // a page's heads lie side by side, so a task reads stretches as long as the layout allows.
 inline constexpr uint32_t kTaskPages = 16;
 
-// One item: what all its tasks share.
+// One item and some of its KV heads: what all its tasks share.
 struct ScoreJob {
   const ScoreLabelsArgs* args = nullptr;
   const ScoreLabelsArgs::Item* item = nullptr;
+  uint32_t first_head = 0, end_head = 0;
+  float* scores = nullptr;  // [end_head - first_head, score_stride], from page `origin` on
+  size_t score_stride = 0;
+  uint32_t origin = 0;
   float* query = nullptr;       // [kv_heads, group, channels], scaled for the pooling
   float* partials = nullptr;    // kSoftmaxMass: [chunks, kv_heads, group, 2] = maximum, sum
   float* normaliser = nullptr;  // kSoftmaxMass: [kv_heads, group, 2] = maximum, 1 / sum of all
@@ -32,6 +40,10 @@ struct ScoreJob {
   const float* Query(uint32_t kv_head) const {
     return query + size_t{kv_head} * args->group * channels();
   }
+  // Where the page's scores go.
+  float* Scores(uint32_t kv_head, uint32_t page) const {
+    return scores + (kv_head - first_head) * score_stride + size_t{page - origin} * kBlockTokens;
+  }
   // The tokens of the page that the query may see: [Skipped, Valid) of it.
   uint32_t Skipped(uint32_t page) const {
     return page == first_page() ? item->first % kBlockTokens : 0;
@@ -40,6 +52,29 @@ struct ScoreJob {
     const uint32_t left = item->tokens - page * kBlockTokens;
     return left < kBlockTokens ? left : kBlockTokens;
   }
+};
+
+// What is done with the pages of a chunk: kSoftmaxMass's first pass, then the scores.
+struct ScorePasses {
+  void (*normalise)(const ScoreJob& job, uint32_t chunk);
+  void (*score)(const ScoreJob& job, uint32_t chunk);
+};
+ScorePasses PassesOf(const ScoreLabelsArgs& args);
+
+// A job per item, all its KV heads, with its queries gathered. Their memory is context.shared's.
+std::vector<ScoreJob> MakeScoreJobs(const ScoreLabelsArgs& args, Context& context);
+
+// Some KV heads of an item that are scored and selected by one task.
+struct SelectSlice {
+  static constexpr uint32_t kMaxHeads = 4;
+
+  ScoreJob job;
+  Competition among;
+  void (*score)(const ScoreJob& job, uint32_t chunk);
+  uint32_t* selection = nullptr;  // [kv_heads, stride]
+  size_t stride = 0;
+
+  uint32_t* Selection(uint32_t kv_head) const { return selection + kv_head * stride; }
 };
 
 }  // namespace sparsekv::cpu
