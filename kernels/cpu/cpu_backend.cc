@@ -3,6 +3,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "kernels/backend.h"
 #include "kernels/cpu/operations.h"
@@ -32,6 +33,19 @@ class CpuBackend final : public Backend {
   void Embed(const EmbedArgs& args) override { cpu::Embed(args, context_); }
   void RmsNorm(const RmsNormArgs& args) override { cpu::RmsNorm(args, context_); }
   void Linear(const LinearArgs& args) override { cpu::Linear(args, context_); }
+  void Project(const ProjectArgs& args) override {
+    RmsNorm({.x = args.x,
+             .tokens = args.tokens,
+             .weight = args.norm,
+             .epsilon = args.epsilon,
+             .out = args.normed});
+    std::vector<LinearArgs> products;
+    for (const ProjectArgs::Output& output : args.outputs) {
+      products.push_back(
+          {.x = args.normed, .tokens = args.tokens, .weight = output.weight, .y = output.y});
+    }
+    cpu::LinearOfOne(products, context_);
+  }
   void SwiGlu(const SwiGluArgs& args) override { cpu::SwiGlu(args, context_); }
   void Rope(const RopeArgs& args) override { rotation_.Apply(args, context_); }
   void AppendRows(const AppendRowsArgs& args) override { cpu::AppendRows(args, context_); }

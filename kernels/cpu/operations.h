@@ -1,5 +1,6 @@
 #pragma once
 
+#include <span>
 #include <string>
 #include <vector>
 
@@ -25,7 +26,10 @@ std::string InstructionSet();
 void Embed(const EmbedArgs& args, Context& context);
 void RmsNorm(const RmsNormArgs& args, Context& context);
 void Linear(const LinearArgs& args, Context& context);
-void LinearInt(const LinearArgs& args, Context& context);  // of Encoding::kInt4 and kInt8
+// Of Encoding::kInt4 and kInt8; several products of the same x at once.
+void LinearInt(std::span<const LinearArgs> args, Context& context);
+// Products of the same x, at once where that is faster; the bits are those of each by itself.
+void LinearOfOne(std::span<const LinearArgs> args, Context& context);
 void LinearFp8(const LinearArgs& args, Context& context);  // of Encoding::kFp8
 void SwiGlu(const SwiGluArgs& args, Context& context);
 void AppendRows(const AppendRowsArgs& args, Context& context);
