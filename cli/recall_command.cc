@@ -24,6 +24,11 @@ void AddRecall(CLI::App& app, Command* command) {
   sub->add_option("--head-dim", o->model.head_dim, "64 or 128")->capture_default_str();
   sub->add_option("--extra-layers", o->model.extra_layers, "small random layers between the two")
       ->capture_default_str();
+  sub->add_option(
+         "--loud-channels", o->model.loud_channels,
+         "per KV head, large in every q and k and the same in all: what calibration should "
+         "not choose")
+      ->capture_default_str();
   sub->add_option("--dtype", *dtype, "of weights and rows")
       ->check(CLI::IsMember({"float32", "float16", "bfloat16"}))
       ->capture_default_str();

@@ -96,6 +96,81 @@ TEST(Eval, AKilledSweepGoesOn) {
   }
 }
 
+// Cases, or the candidates of few cases, side by side: the same JSON, from any order of a state.
+TEST(Eval, JobsGiveWhatOneGives) {
+  const auto one = RunBinary("sparsekv", kSweep);
+  ASSERT_EQ(one.code, 0) << one.err;
+  ScratchDir dir;
+  const std::string state = dir.path() + "/state";
+  for (const char* jobs : {"2", "3", "16"}) {
+    std::filesystem::remove(state);
+    const Arguments kept = With(kSweep, {"--jobs", jobs, "--state", state});
+    EXPECT_EQ(RunBinary("sparsekv", kept).out, one.out) << jobs;
+    EXPECT_EQ(RunBinary("sparsekv", kept).out, one.out) << jobs << ", all kept";
+  }
+}
+
+// More cases, policies and budgets than a state has: only what is missing is done.
+TEST(Eval, AStateIsWidened) {
+  ScratchDir dir;
+  const std::string state = dir.path() + "/state";
+  const Arguments narrow = {"eval",     "--model",   kDemo,        "--task",   "kv-retrieval",
+                            "--cases",  "2",         "--phrasing", "lookup",   "--questions",
+                            "2",        "--context", "256",        "--policy", "h2o",
+                            "--budget", "100",       "--json",     "--state",  state};
+  ASSERT_EQ(RunBinary("sparsekv", narrow).code, 0);
+  const std::string before = Read(state);
+  EXPECT_EQ(std::ranges::count(before, '\n'), 1 + 2 * 2);  // the head; dense and h2o twice
+  const auto wide = RunBinary("sparsekv", With(kSweep, {"--state", state}));
+  EXPECT_EQ(wide.out, RunBinary("sparsekv", kSweep).out) << wide.err;
+  EXPECT_TRUE(Read(state).starts_with(before));
+  EXPECT_EQ(std::ranges::count(Read(state), '\n'), 1 + 2 * 3 * 7);
+}
+
+// A policy may have labels of its own: from the model's own config it is the same, from another
+// not.
+TEST(Eval, ChannelsFromAnotherConfig) {
+  ScratchDir dir;
+  const std::string text = Read(kDemo + "/channels.json");
+  auto other = nlohmann::json::parse(text);
+  for (auto& layer : other["order"]) {
+    for (auto& head : layer) std::ranges::reverse(head);
+  }
+  const std::string mine = Write(dir.path() + "/mine", text);
+  const std::string reversed = Write(dir.path() + "/reversed", other.dump());
+  const auto run = RunBinary("sparsekv", {"eval",
+                                          "--model",
+                                          kDemo,
+                                          "--task",
+                                          "recall",
+                                          "--text",
+                                          kDemo + "/README.md",
+                                          "--context",
+                                          "1024",
+                                          "--cases",
+                                          "1",
+                                          "--last",
+                                          "4",
+                                          "--budget",
+                                          "128",
+                                          "--channels-as",
+                                          "mine=" + mine,
+                                          "--channels-as",
+                                          "reversed=" + reversed,
+                                          "--policy",
+                                          "double-sparsity",
+                                          "--policy",
+                                          "double-sparsity:from=mine",
+                                          "--policy",
+                                          "double-sparsity:from=reversed",
+                                          "--json"});
+  ASSERT_EQ(run.code, 0) << run.err;
+  const auto results = Results(run.out)["tasks"][0]["results"];
+  EXPECT_EQ(results[1]["captured"], results[2]["captured"]);
+  EXPECT_NE(results[1]["captured"], results[3]["captured"]);
+  EXPECT_EQ(Results(run.out)["settings"]["channels_as"].size(), 2u);
+}
+
 // The recall checkpoint: dense attention and the oracle follow every pointer, a window none.
 TEST(Eval, Chase) {
   ScratchDir dir;
@@ -162,6 +237,11 @@ TEST_F(BadEvalTest, Options) {
   Expect({"--task", "lines", "--policy", "quest:page=2", "--channels", "none", "--policy",
           "double-sparsity"},
          "has no channels.json");
+  Expect({"--task", "lines", "--policy", "double-sparsity:from=x"},
+         "from \"x\" is no name that --channels-as gives");
+  Expect({"--task", "lines", "--channels-as", kDemo + "/channels.json"}, "--channels-as: \"");
+  Expect({"--task", "lines", "--channels-as", "a=/nowhere"}, "/nowhere");
+  Expect({"--task", "lines", "--jobs", "0"}, "--jobs", 2);
 }
 
 TEST_F(BadEvalTest, Texts) {

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -79,6 +80,50 @@ TEST(Calibrate, FindsTheChannelsThatTheRecallCheckpointMadeHeavy) {
       const uint16_t* b = found->channels.Layer(1) + head * 4;
       EXPECT_EQ(std::set<uint16_t>(a, a + 4), std::set<uint16_t>(b, b + 4)) << criterion;
     }
+  }
+}
+
+// Channels that are larger than the planted ones, but the same in every key, tell no key from
+// another. What goes by size takes them, as published; what goes by attention does not, and holds
+// all of it at the same bytes.
+TEST(Calibrate, LoudChannelsThatSayNothingAreLeft) {
+  Scratch scratch;
+  RecallOptions options = {.out = scratch.path, .context = 8192, .hops = 8};
+  options.model.kv_heads = 2;
+  options.model.head_dim = 64;
+  options.model.loud_channels = 4;
+  ASSERT_TRUE(MakeRecall(options).ok());
+  const ChannelConfig built = RecallChannels(options.model);
+  const auto chosen = [&](const char* criterion, uint32_t head) {
+    CalibrateOptions o = OnRecall(scratch.path);
+    o.criterion = *ParseCriterion(criterion);
+    const auto found = Calibrate(o);
+    EXPECT_TRUE(found.ok()) << found.status();
+    const uint16_t* channels = found->channels.Layer(1) + head * 4;
+    return std::set<uint16_t>(channels, channels + 4);
+  };
+  for (uint32_t head = 0; head < 2; ++head) {
+    const uint16_t* heavy = built.Layer(1) + head * 4;
+    const auto loud = RecallLoudChannels(options.model, head);
+    EXPECT_EQ(chosen("qk-lift", head), std::set<uint16_t>(heavy, heavy + 4));
+    EXPECT_EQ(chosen("published-qk", head), std::set<uint16_t>(loud.begin(), loud.end()));
+    EXPECT_EQ(chosen("qk", head), std::set<uint16_t>(loud.begin(), loud.end()));
+  }
+
+  CalibrateOptions o = OnRecall(scratch.path);
+  o.compare = true;
+  const auto found = Calibrate(o);
+  ASSERT_TRUE(found.ok()) << found.status();
+  const auto report = nlohmann::json::parse(CalibrationJson(*found));
+  std::map<std::string, double> mass;
+  for (const auto& row : report["rows"]) {
+    if (row["label_format"] != "bf16" || row["channels"] != 4) continue;
+    mass[row["criterion"]] = row["recall"]["1/16"]["mass"];
+  }
+  const double best = report["bounds"]["1/16"]["true_top_k"];
+  EXPECT_GT(mass["qk-lift"], best - 0.01);
+  for (const char* published : {"published-q", "published-k", "published-qk"}) {
+    EXPECT_LT(mass[published], mass["qk-lift"] - 0.1) << published;
   }
 }
 

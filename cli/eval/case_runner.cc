@@ -75,16 +75,42 @@ double Answer(Session& session, const Tokenizer& tokenizer, const Question& ques
   return Generate(session, tokenizer, question);
 }
 
-// All candidates look at the same dense steps.
-void Recall(Session& session, const Question& question, std::span<const Candidate> candidates,
-            CaseResult* result) {
+std::vector<double> UnitsOf(const TaskCase& task) {
+  const Question& first = task.questions[0];
+  if (first.kind == Question::Kind::kRecall) return {static_cast<double>(first.ids.size())};
+  if (first.kind != Question::Kind::kLikelihood) {
+    return {static_cast<double>(task.questions.size())};
+  }
+  std::vector<double> units;
+  for (size_t i = 0; i < first.ids.size(); i += kUnitTokens) {
+    units.push_back(static_cast<double>(std::min(kUnitTokens, first.ids.size() - i)));
+  }
+  return units;
+}
+
+// Dense attention captures itself.
+void CapturesAll(double steps, size_t heads, CandidateResult* result) {
+  result->captured.assign(heads, steps);
+  result->overlap.assign(heads, steps);
+  result->sums.back() = steps;
+  result->cost.rows = result->cost.dense_rows;
+  result->cost.bytes = result->cost.dense_bytes;
+}
+
+// All candidates look at the same dense steps.  REQUIRES: one of them is not dense.
+void Recall(Session& session, const TaskCase& task, std::span<const Candidate> candidates,
+            const CandidateDone& done) {
   const ModelConfig& config = session.config();
   const size_t heads = size_t{config.layers} * config.kv_heads;
-  result->captured.assign(candidates.size(), std::vector<double>(heads));
-  result->overlap = result->captured;
+  const Question& question = task.questions[0];
+  std::vector<CandidateResult> results(candidates.size());
   std::vector<Candidate> sparse;
   std::vector<size_t> index;
   for (size_t i = 0; i < candidates.size(); ++i) {
+    results[i].weights = UnitsOf(task);
+    results[i].sums.assign(results[i].weights.size(), 0);
+    results[i].captured.assign(heads, 0);
+    results[i].overlap.assign(heads, 0);
     if (candidates[i].policy.dense()) continue;
     sparse.push_back(candidates[i]);
     index.push_back(i);
@@ -97,70 +123,54 @@ void Recall(Session& session, const Question& question, std::span<const Candidat
     std::vector<uint32_t> common;
     std::ranges::set_intersection(best, view.rows, std::back_inserter(common));
     const size_t head = size_t{view.layer} * config.kv_heads + view.kv_head;
-    const size_t candidate = index[view.candidate];
-    result->captured[candidate][head] += captured;
-    result->overlap[candidate][head] +=
-        static_cast<double>(common.size()) / static_cast<double>(best.size());
-    result->sums[candidate].back() += captured * share;
+    CandidateResult& result = results[index[view.candidate]];
+    result.captured[head] += captured;
+    result.overlap[head] += static_cast<double>(common.size()) / static_cast<double>(best.size());
+    result.sums.back() += captured * share;
   });
   for (uint32_t id : question.ids) session.Step(id);
-  for (size_t i = 0; i < sparse.size(); ++i) result->costs[index[i]] = session.cost(i);
-  // Dense attention captures itself.
-  const auto steps = static_cast<double>(question.ids.size());
+  for (size_t i = 0; i < sparse.size(); ++i) results[index[i]].cost = session.cost(i);
   for (size_t i = 0; i < candidates.size(); ++i) {
-    if (!candidates[i].policy.dense()) continue;
-    result->captured[i].assign(heads, steps);
-    result->overlap[i].assign(heads, steps);
-    result->sums[i].back() = steps;
-    AttendCost& cost = result->costs[i];
-    cost = session.cost(0);
-    cost.rows = cost.dense_rows;
-    cost.bytes = cost.dense_bytes;
+    if (candidates[i].policy.dense()) {
+      results[i].cost = session.cost(0);
+      CapturesAll(static_cast<double>(question.ids.size()), heads, &results[i]);
+    }
+    done(i, std::move(results[i]));
   }
 }
 
 }  // namespace
 
-CaseResult RunCase(Session& session, const Tokenizer& tokenizer, const TaskCase& task,
-                   std::span<const Candidate> candidates) {
-  const Question& first = task.questions[0];
-  const bool likelihood = first.kind == Question::Kind::kLikelihood;
-  CaseResult result;
-  if (likelihood) {
-    for (size_t i = 0; i < first.ids.size(); i += kUnitTokens) {
-      result.weights.push_back(static_cast<double>(std::min(kUnitTokens, first.ids.size() - i)));
-    }
-  } else if (first.kind == Question::Kind::kRecall) {
-    result.weights = {static_cast<double>(first.ids.size())};
-  } else {
-    result.weights = {static_cast<double>(task.questions.size())};
-  }
-  result.sums.assign(candidates.size(), std::vector<double>(result.weights.size()));
-  result.costs.resize(candidates.size());
+void RunCase(Session& session, const Tokenizer& tokenizer, const TaskCase& task,
+             std::span<const Candidate> candidates, const CandidateDone& done) {
+  const Question::Kind kind = task.questions[0].kind;
   session.Start(task.prefix);
-  if (first.kind == Question::Kind::kRecall) {
-    Recall(session, first, candidates, &result);
-    return result;
+  if (kind == Question::Kind::kRecall) {
+    Recall(session, task, candidates, done);
+    return;
   }
   for (size_t i = 0; i < candidates.size(); ++i) {
+    CandidateResult result;
+    result.weights = UnitsOf(task);
+    result.sums.assign(result.weights.size(), 0);
     for (const Question& question : task.questions) {
       session.Begin(candidates[i]);
-      if (likelihood) {
-        Likelihood(session, question, &result.sums[i]);
+      if (kind == Question::Kind::kLikelihood) {
+        Likelihood(session, question, &result.sums);
       } else {
-        result.sums[i][0] += Answer(session, tokenizer, question);
+        result.sums[0] += Answer(session, tokenizer, question);
       }
-      result.costs[i].Add(session.cost());
+      result.cost.Add(session.cost());
     }
+    done(i, std::move(result));
   }
-  return result;
 }
 
-nlohmann::ordered_json CaseResult::ToJson() const {
-  nlohmann::ordered_json json = {{"weights", weights}, {"sums", sums}};
-  for (const AttendCost& c : costs) {
-    json["costs"].push_back({c.steps, c.rows, c.bytes, c.dense_rows, c.dense_bytes});
-  }
+nlohmann::ordered_json CandidateResult::ToJson() const {
+  nlohmann::ordered_json json = {
+      {"weights", weights},
+      {"sums", sums},
+      {"cost", {cost.steps, cost.rows, cost.bytes, cost.dense_rows, cost.dense_bytes}}};
   if (!captured.empty()) {
     json["captured"] = captured;
     json["overlap"] = overlap;
@@ -168,17 +178,19 @@ nlohmann::ordered_json CaseResult::ToJson() const {
   return json;
 }
 
-absl::StatusOr<CaseResult> CaseResult::FromJson(const nlohmann::json& json) {
+absl::StatusOr<CandidateResult> CandidateResult::FromJson(const nlohmann::json& json) {
   try {
-    CaseResult result;
+    CandidateResult result;
     json.at("weights").get_to(result.weights);
     json.at("sums").get_to(result.sums);
-    for (const auto& c : json.at("costs")) {
-      result.costs.push_back({c.at(0), c.at(1), c.at(2), c.at(3), c.at(4)});
-    }
+    const auto& c = json.at("cost");
+    result.cost = {c.at(0), c.at(1), c.at(2), c.at(3), c.at(4)};
     if (json.contains("captured")) {
       json.at("captured").get_to(result.captured);
       json.at("overlap").get_to(result.overlap);
+    }
+    if (result.sums.size() != result.weights.size() || result.sums.empty()) {
+      return absl::InvalidArgumentError("sums are not as many as weights");
     }
     return result;
   } catch (const nlohmann::json::exception& error) {

@@ -3,10 +3,11 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <ctime>
 #include <filesystem>
+#include <map>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "base/ids.h"
@@ -14,12 +15,15 @@
 #include "cli/commands.h"
 #include "cli/eval/report/report.h"
 #include "cli/eval/state_file.h"
+#include "cli/eval/sweep.h"
 #include "cli/local_memory.h"
 #include "gpu_worker/checkpoint/json_file.h"
 
 namespace sparsekv {
 
 namespace {
+
+using ChannelSets = std::map<std::string, ChannelConfig>;
 
 constexpr uint32_t kGeneratedCases = 100;
 constexpr uint32_t kRecallSteps = 64;
@@ -103,8 +107,16 @@ absl::StatusOr<std::string> FileHash(const std::string& path) {
   return HexId(XXH3_64bits(text->data(), text->size()));
 }
 
+nlohmann::ordered_json ToJson(const ChannelConfig& c) {
+  return {{"criterion", c.criterion},
+          {"count", c.channels},
+          {"pooling", Name(c.pooling)},
+          {"xxh3", HexId(XXH3_64bits(c.order.data(), c.order.size() * sizeof(c.order[0])))}};
+}
+
 // Everything that the results depend on, and nothing else.
 absl::StatusOr<nlohmann::ordered_json> Settings(const EvalOptions& o, const ModelFiles& files,
+                                                const ChannelSets& sets,
                                                 std::span<const Candidate> candidates) {
   const TaskSettings& t = o.task;
   auto text_hash = FileHash(t.text_file);
@@ -140,47 +152,32 @@ absl::StatusOr<nlohmann::ordered_json> Settings(const EvalOptions& o, const Mode
                                  {"file", t.file},
                                  {"file_xxh3", *file_hash}};
   for (const Candidate& c : candidates) {
-    json["candidates"].push_back(absl::StrCat(c.policy.text(), " ", BudgetText(c.budget)));
+    json["candidates"].push_back(CandidateText(c));
   }
-  if (const ChannelConfig* c = files.channel_config()) {
-    json["channels"] = {
-        {"criterion", c->criterion},
-        {"count", c->channels},
-        {"pooling", Name(c->pooling)},
-        {"xxh3", HexId(XXH3_64bits(c->order.data(), c->order.size() * sizeof(c->order[0])))}};
-  }
+  if (const ChannelConfig* c = files.channel_config()) json["channels"] = ToJson(*c);
+  for (const auto& [name, config] : sets) json["channels_as"][name] = ToJson(config);
   return json;
 }
 
-// A task's cases, those that are not finished yet.
-absl::Status RunTask(const std::string& name, Task& task, Session& session,
-                     const Tokenizer& tokenizer, std::span<const Candidate> candidates,
-                     StateFile* state) {
-  using Clock = std::chrono::steady_clock;
-  for (uint32_t i = 0; i < task.cases(); ++i) {
-    if (state->Find(name, i)) continue;
-    auto made = task.Make(i);
-    if (!made.ok()) return made.status();
-    const auto begin = Clock::now();
-    CaseResult result = RunCase(session, tokenizer, *made, candidates);
-    const std::chrono::duration<double> seconds = Clock::now() - begin;
-    if (absl::Status s = state->Add(name, i, std::move(result)); !s.ok()) return s;
-    spdlog::info("{}: case {} of {} took {:.2f} s", name, i + 1, task.cases(), seconds.count());
-  }
-  return absl::OkStatus();
+// What a result depends on beside its task, case and candidate: a sweep may be widened.
+nlohmann::ordered_json StateSettings(nlohmann::ordered_json settings) {
+  for (const char* name : {"tasks", "cases", "candidates", "text", "file"}) settings.erase(name);
+  return settings;
 }
 
-TaskSummary SummaryOf(const std::string& name, const Task& task,
-                      std::span<const Candidate> candidates, const StateFile& state,
-                      uint64_t seed) {
-  TaskSummary summary = {name, task.about(), task.metric(), task.cases()};
+TaskSummary SummaryOf(const NamedTask& named, std::span<const Candidate> candidates,
+                      const StateFile& state, uint64_t seed) {
+  const Task& task = *named.task;
+  TaskSummary summary = {named.name, task.about(), task.metric(), task.cases()};
   for (const Candidate& c : candidates) {
     summary.candidates.push_back({c.policy.text(), BudgetText(c.budget)});
   }
-  std::vector<const CaseResult*> results;
+  std::vector<CaseResult> results(task.cases());
   for (uint32_t i = 0; i < task.cases(); ++i) {
-    results.push_back(state.Find(name, i));
-    for (double w : results.back()->weights) summary.units += w;
+    for (const Candidate& c : candidates) {
+      results[i].push_back(state.Find(named.name, i, CandidateText(c)));
+    }
+    for (double w : results[i][0]->weights) summary.units += w;
   }
   Summarise(results, task.metric(), 0, seed, &summary.candidates);
   return summary;
@@ -195,7 +192,7 @@ absl::Status CheckSizes(const EvalOptions& o, const ModelFiles& files) {
     return Bad(absl::StrCat("--context: ", o.task.context, " is less than ", kLeastContext));
   }
   if (o.tasks.empty()) return Bad("--task: none is given (or use --quick)");
-  return CheckLocalMemory(files, o.task.context);
+  return CheckLocalMemory(files, size_t{o.task.context} * o.jobs);
 }
 
 TaskSettings SettingsOf(const std::string& name, const EvalOptions& o) {
@@ -205,6 +202,35 @@ TaskSettings SettingsOf(const std::string& name, const EvalOptions& o) {
   if (settings.hops == 0) settings.hops = name == "chase" ? 64 : 4;
   if (settings.last == 0 && name == "recall") settings.last = kRecallSteps;
   return settings;
+}
+
+// "NAME=FILE", each name once.
+absl::StatusOr<ChannelSets> LoadSets(const EvalOptions& o, const ModelFiles& files) {
+  ChannelSets sets;
+  for (const std::string& text : o.channel_sets) {
+    const size_t equals = text.find('=');
+    const std::string name = text.substr(0, equals);
+    if (equals == std::string::npos || name.empty() || sets.contains(name)) {
+      return Bad(
+          absl::StrCat("--channels-as: \"", text, "\" is no NAME=FILE with a name of its own"));
+    }
+    auto config =
+        ChannelConfig::Load(text.substr(equals + 1), files.config, files.weights->fingerprint());
+    if (!config.ok()) return config.status();
+    sets[name] = *std::move(config);
+  }
+  return sets;
+}
+
+Session::Options SessionOptions(const EvalOptions& o, const ModelFiles& files,
+                                const Tokenizer& tokenizer) {
+  const unsigned threads = o.threads ? o.threads : std::thread::hardware_concurrency();
+  return {.max_tokens = o.task.context,
+          .threads = std::max(threads / o.jobs, 1u),
+          .unit = o.unit,
+          .seed = o.task.seed,
+          .attention_stride = o.attention_stride,
+          .kinds = Kinds(tokenizer, files.config.vocab_size)};
 }
 
 absl::Status WriteHtml(const std::string& path, const EvalReport& report) {
@@ -236,40 +262,41 @@ absl::Status Eval(EvalOptions o) {
   if (!tokenizer.ok()) return tokenizer.status();
   if (absl::Status s = CheckFamily(files->config); !s.ok()) return s;
   FillIn(&o, files->config);
+  auto sets = LoadSets(o, *files);
+  if (!sets.ok()) return sets.status();
   if (absl::Status s = CheckSizes(o, *files); !s.ok()) return s;
   auto candidates = Candidates(o, files->channels.has_value());
   if (!candidates.ok()) return candidates.status();
   o.task.files = &*files;
   o.task.tokenizer = tokenizer->get();
-  std::vector<std::unique_ptr<Task>> tasks;
+  std::vector<NamedTask> tasks;
   for (const std::string& name : o.tasks) {
     if (name == "recall" && candidates->size() == 1) {
       return Bad("--policy: recall needs one that is not dense");
     }
     auto task = MakeTask(name, SettingsOf(name, o));
     if (!task.ok()) return task.status();
-    tasks.push_back(*std::move(task));
+    tasks.push_back({name, *std::move(task)});
   }
   EvalReport report;
-  auto settings = Settings(o, *files, *candidates);
+  auto settings = Settings(o, *files, *sets, *candidates);
   if (!settings.ok()) return settings.status();
   report.settings = *settings;
-  auto session = Session::Make(*files,
-                               {.max_tokens = o.task.context,
-                                .threads = o.threads,
-                                .unit = o.unit,
-                                .seed = o.task.seed,
-                                .attention_stride = o.attention_stride,
-                                .kinds = Kinds(**tokenizer, files->config.vocab_size)},
-                               *candidates);
-  if (!session.ok()) return session.status();
-  auto state = StateFile::Open(o.state_file, report.settings);
+  Sweep sweep = {.files = &*files,
+                 .tokenizer = tokenizer->get(),
+                 .tasks = tasks,
+                 .candidates = *candidates,
+                 .session = SessionOptions(o, *files, **tokenizer),
+                 .jobs = o.jobs};
+  sweep.session.channel_sets = &*sets;
+  for (const Candidate& candidate : *candidates) {
+    if (absl::Status s = Session::Check(*files, sweep.session, candidate.policy); !s.ok()) return s;
+  }
+  auto state = StateFile::Open(o.state_file, StateSettings(report.settings));
   if (!state.ok()) return state.status();
-  for (size_t i = 0; i < tasks.size(); ++i) {
-    absl::Status s =
-        RunTask(o.tasks[i], *tasks[i], **session, **tokenizer, *candidates, state->get());
-    if (!s.ok()) return s;
-    report.tasks.push_back(SummaryOf(o.tasks[i], *tasks[i], *candidates, **state, o.task.seed));
+  if (absl::Status s = RunSweep(sweep, state->get()); !s.ok()) return s;
+  for (const NamedTask& task : tasks) {
+    report.tasks.push_back(SummaryOf(task, *candidates, **state, o.task.seed));
   }
   if (!o.html_file.empty()) {
     if (absl::Status s = WriteHtml(o.html_file, report); !s.ok()) return s;

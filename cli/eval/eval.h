@@ -17,7 +17,8 @@ struct EvalOptions {
   BudgetUnit unit = BudgetUnit::kRows;
   TaskSettings task;  // but for what the model says
   uint32_t attention_stride = 8;
-  unsigned threads = 0;
+  std::vector<std::string> channel_sets;  // NAME=FILE, for policies with from=NAME
+  unsigned threads = 0, jobs = 1;         // jobs: cases at once, which share the threads
   bool quick = false;
   std::string state_file, html_file;
   bool json = false;

@@ -62,6 +62,8 @@ void AddEval(CLI::App& app, Command* command) {
       ->capture_default_str();
   AddTaskOptions(sub, &o->task);
   sub->add_option("--channels", o->channels_file, "default MODEL/channels.json");
+  sub->add_option("--channels-as", o->channel_sets,
+                  "NAME=FILE: another channel config, for policies with from=NAME");
   sub->add_option("--attention-stride", o->attention_stride,
                   "h2o: every so many of a prompt's queries count")
       ->check(CLI::Range(1u, 4096u))
@@ -71,6 +73,10 @@ void AddEval(CLI::App& app, Command* command) {
   sub->add_option("--html", o->html_file, "write the report as one page");
   sub->add_flag("--json", o->json, "one object on one line");
   sub->add_option("--threads", o->threads, "0 = every core")->check(CLI::Range(0u, 1024u));
+  sub->add_option("--jobs", o->jobs,
+                  "cases at once, which share the threads; each has its own rows")
+      ->check(CLI::Range(1u, 1024u))
+      ->capture_default_str();
   sub->callback([=] {
     o->unit = *unit == "bytes" ? BudgetUnit::kBytes : BudgetUnit::kRows;
     *command = [=] { return Eval(*o); };

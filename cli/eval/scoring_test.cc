@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 
 #include "cli/eval/summary.h"
@@ -31,20 +32,24 @@ TEST(Scoring, Rules) {
   EXPECT_NEAR(One(Scoring::kCodeEdit, "abcd", {"abxd"}), 0.75, 1e-9);
 }
 
-CaseResult Case(double dense, double other) {
-  CaseResult result;
-  result.weights = {1};
-  result.sums = {{dense}, {other}};
-  result.costs = {{1, 10, 100, 10, 100}, {1, 5, 25, 10, 100}};
-  return result;
+using Pair = std::array<CandidateResult, 2>;
+
+Pair Case(double dense, double other) {
+  Pair pair;
+  for (CandidateResult& result : pair) result.weights = {1};
+  pair[0].sums = {dense};
+  pair[1].sums = {other};
+  pair[0].cost = {1, 10, 100, 10, 100};
+  pair[1].cost = {1, 5, 25, 10, 100};
+  return pair;
 }
 
 // Pairs that differ always by the same have no interval of the difference, though the values have.
 TEST(Summary, IntervalsArePaired) {
-  std::vector<CaseResult> cases;
+  std::vector<Pair> cases;
   for (int i = 0; i < 200; ++i) cases.push_back(Case(i % 2, (i % 2) - 0.25));
-  std::vector<const CaseResult*> results;
-  for (const CaseResult& c : cases) results.push_back(&c);
+  std::vector<CaseResult> results;
+  for (const Pair& c : cases) results.push_back({&c[0], &c[1]});
   std::vector<CandidateSummary> candidates(2);
   Summarise(results, Metric::kAccuracy, 0, 1, &candidates);
   EXPECT_DOUBLE_EQ(candidates[0].value.value, 0.5);

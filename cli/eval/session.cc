@@ -5,6 +5,7 @@
 #include <numeric>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "cli/eval/policies/scores.h"
 #include "kernels/half.h"
@@ -26,10 +27,9 @@ void AttendCost::Add(const AttendCost& other) {
 }
 
 Session::Session(const ModelFiles& files, const Options& options)
-    : files_(files), options_(options), shapes_(Shapes()) {}
+    : files_(files), options_(options), shapes_(Shapes(files.config)) {}
 
-std::vector<HeadShape> Session::Shapes() const {
-  const ModelConfig& config = files_.config;
+std::vector<HeadShape> Session::Shapes(const ModelConfig& config) {
   std::vector<HeadShape> shapes;
   for (uint32_t layer = 0; layer < config.layers; ++layer) {
     for (uint32_t head = 0; head < config.kv_heads; ++head) {
@@ -56,24 +56,21 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Make(const ModelFiles& files,
   PromptObserver::Options observe = {
       .stride = options.attention_stride,
       .threads = options.threads ? options.threads : std::thread::hardware_concurrency()};
-  uint32_t guess_channels = 0;
+  const ChannelConfig* guess_channels = nullptr;
   for (const Candidate& candidate : candidates) {
     const PolicySpec& policy = candidate.policy;
-    const ChannelConfig* channels = files.channel_config();
-    if (absl::Status s = policy.Check(session->shapes_[0], channels); !s.ok()) return s;
+    if (absl::Status s = Check(files, options, policy); !s.ok()) return s;
     observe.attention |= policy.needs_attention();
     observe.last_attention |= policy.needs_last_attention();
-    if (policy.needs_prediction()) {
-      guess_channels = std::max(guess_channels, policy.label_channels(*channels));
-    }
+    if (policy.needs_prediction()) guess_channels = session->ChannelsOf(policy);
   }
   const ModelConfig& config = files.config;
   Backend& backend = session->runner_->model().backend();
   session->observer_.emplace(observe, session->shapes_, config.kv_heads);
   session->attender_.emplace(files.config, &backend, options.max_tokens);
   if (guess_channels) {
-    session->guess_channels_ = *files.channels;
-    session->guess_channels_->UseChannels(guess_channels);
+    session->guess_channels_ = *guess_channels;  // all of them: whatever a candidate's labels are
+    session->guess_channels_->UseChannels(config.head_dim);
     session->guess_.emplace(files, *session->guess_channels_, &backend);
   }
   for (size_t i = 0; i < session->shapes_.size(); ++i) {
@@ -82,11 +79,31 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Make(const ModelFiles& files,
   return session;
 }
 
+const ChannelConfig* Session::ChannelsOf(const ModelFiles& files, const Options& options,
+                                         const PolicySpec& policy) {
+  if (policy.channel_set().empty()) return files.channel_config();
+  if (!options.channel_sets) return nullptr;
+  const auto found = options.channel_sets->find(policy.channel_set());
+  return found == options.channel_sets->end() ? nullptr : &found->second;
+}
+
+absl::Status Session::Check(const ModelFiles& files, const Options& options,
+                            const PolicySpec& policy) {
+  const ChannelConfig* channels = ChannelsOf(files, options, policy);
+  if (!channels && !policy.channel_set().empty()) {
+    return absl::InvalidArgumentError(absl::StrCat("--policy ", policy.text(), ": from \"",
+                                                   policy.channel_set(),
+                                                   "\" is no name that --channels-as gives"));
+  }
+  return policy.Check(Shapes(files.config)[0], channels);
+}
+
 void Session::Start(std::span<const uint32_t> prefix) {
   CHECK_LT(prefix.size(), size_t{options_.max_tokens});
   Model& model = runner_->model();
   model.attention().set_attend_hook(nullptr);
   runner_->Reset();
+  running_.clear();
   prefix_ = static_cast<uint32_t>(prefix.size());
   for (KeyHistory& keys : keys_) keys.Truncate(0);
   values_.assign(shapes_.size(), std::vector<double>(files_.config.head_dim));
@@ -143,7 +160,7 @@ Session::Running Session::MakeRunning(const Candidate& candidate) {
   running.candidate = candidate;
   for (size_t head = 0; head < shapes_.size() && !candidate.policy.dense(); ++head) {
     running.heads.push_back(
-        candidate.policy.Make(shapes_[head], files_.channel_config(), options_.seed));
+        candidate.policy.Make(shapes_[head], ChannelsOf(candidate.policy), options_.seed));
     running.heads.back()->Begin({.keys = &keys_[head],
                                  .attention = observer_->attention(head),
                                  .last_attention = observer_->last_attention(head),
@@ -152,11 +169,27 @@ Session::Running Session::MakeRunning(const Candidate& candidate) {
   return running;
 }
 
+// The policy that ran last may still know the prefix: then only the steps are forgotten.
+bool Session::GoesOn(const Candidate& candidate) {
+  if (running_.size() != 1 || running_[0].candidate.policy.text() != candidate.policy.text()) {
+    return false;
+  }
+  for (const std::unique_ptr<HeadPolicy>& head : running_[0].heads) {
+    if (!head->Rewind(prefix_)) return false;
+  }
+  running_[0].candidate = candidate;
+  running_[0].cost = {};
+  return true;
+}
+
 void Session::Begin(const Candidate& candidate) {
   Rewind();
   probe_ = nullptr;
-  running_.clear();
-  running_.push_back(MakeRunning(candidate));
+  if (!GoesOn(candidate)) {
+    running_.clear();
+    running_.push_back(MakeRunning(candidate));
+  }
+  guessing_ = candidate.policy.needs_prediction();
   if (candidate.policy.dense()) {
     runner_->model().attention().set_attend_hook(nullptr);
     return;
@@ -170,7 +203,10 @@ void Session::BeginProbe(std::span<const Candidate> candidates, Probe probe) {
   CHECK(!candidates.empty());
   Begin(candidates[0]);
   running_.clear();
-  for (const Candidate& candidate : candidates) running_.push_back(MakeRunning(candidate));
+  for (const Candidate& candidate : candidates) {
+    running_.push_back(MakeRunning(candidate));
+    guessing_ |= candidate.policy.needs_prediction();
+  }
   probe_ = std::move(probe);
   runner_->model().attention().set_attend_hook(
       [this](uint32_t layer, const StepItem& item, const RowTable& rows, const float* q,
@@ -258,7 +294,7 @@ void Session::AttendStep(uint32_t layer, uint32_t position, const RowTable& rows
     attender_->Attend(selection, h, position, rows, q + h * width, mean, out + h * width);
   }
   // The residual stream is still what entered the layer.
-  if (guess_ && layer + 1 < config.layers) {
+  if (guessing_ && layer + 1 < config.layers) {
     guessed_ = guess_->Of(layer + 1, runner_->model().scratch().hidden, position);
   }
 }

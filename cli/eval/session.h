@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -50,11 +51,16 @@ class Session {
     uint64_t seed = 0;
     uint32_t attention_stride = 8;  // every so many of a prompt's queries count for h2o's sums
     std::vector<TokenKind> kinds;   // [vocabulary]; empty: all kOther
+    const std::map<std::string, ChannelConfig>* channel_sets = nullptr;  // for PolicySpec's
   };
-  // `candidates`: what will be begun. `files` outlives the session.
+  // `candidates`: what will be begun. `files` and the channel sets outlive the session.
   static absl::StatusOr<std::unique_ptr<Session>> Make(const ModelFiles& files,
                                                        const Options& options,
                                                        std::span<const Candidate> candidates);
+
+  // Whether a policy can be had, before anything is allocated.
+  static absl::Status Check(const ModelFiles& files, const Options& options,
+                            const PolicySpec& policy);
 
   // Computes a prefix, which may be empty.  REQUIRES: shorter than max_tokens.
   void Start(std::span<const uint32_t> prefix);
@@ -91,9 +97,15 @@ class Session {
   };
 
   Session(const ModelFiles& files, const Options& options);
-  std::vector<HeadShape> Shapes() const;
+  static std::vector<HeadShape> Shapes(const ModelConfig& config);
+  const ChannelConfig* ChannelsOf(const PolicySpec& policy) const {
+    return ChannelsOf(files_, options_, policy);
+  }
+  static const ChannelConfig* ChannelsOf(const ModelFiles& files, const Options& options,
+                                         const PolicySpec& policy);
   Running MakeRunning(const Candidate& candidate);
   void Rewind();
+  bool GoesOn(const Candidate& candidate);
   void ObserveChunk(uint32_t layer, const float* q, uint32_t tokens);
   void AppendRows(uint32_t layer, const RowTable& rows, uint32_t position, uint32_t tokens);
   void Select(Running& running, size_t head, const float* q, HeadSelection* selection);
@@ -111,6 +123,7 @@ class Session {
   std::optional<SelectionAttender> attender_;
   std::optional<ChannelConfig> guess_channels_;
   std::optional<QueryGuess> guess_;  // none: no candidate wants it
+  bool guessing_ = false;            // one that was begun does
 
   uint32_t prefix_ = 0;
   std::vector<TokenKind> kinds_;             // of the tokens so far

@@ -120,6 +120,10 @@ TEST_P(SessionTest, CandidatesDoNotSeeEachOther) {
     EXPECT_EQ(Run(*shared, all[i]), first[i]) << all[i].policy.text();
     auto alone = Open({all[i]});
     EXPECT_EQ(Run(*alone, all[i]), first[i]) << all[i].policy.text();
+    // Nor what the same policy did at another budget, with other tokens.
+    alone->Begin({all[i].policy, {.rows = 120}});
+    for (uint32_t t = 0; t < 7; ++t) alone->Step(ids_[t]);
+    EXPECT_EQ(Run(*alone, all[i]), first[i]) << all[i].policy.text();
   }
 }
 

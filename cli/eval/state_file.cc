@@ -10,7 +10,7 @@ namespace sparsekv {
 namespace {
 
 constexpr char kFormat[] = "sparsekv-eval-state";
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;
 
 // The first setting that is not the same, or "".
 std::string Difference(const nlohmann::json& theirs, const nlohmann::json& ours) {
@@ -70,6 +70,10 @@ absl::Status StateFile::ReadLines(const std::string& text, const nlohmann::order
         !head["settings"].is_object()) {
       return absl::InvalidArgumentError(absl::StrCat(path_, ": is no state of a sweep"));
     }
+    if (head.value("version", 0) != kVersion) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path_, ": version ", head.value("version", 0), " is not ", kVersion));
+    }
     const std::string different = Difference(head["settings"], nlohmann::json(settings));
     if (!different.empty()) {
       return absl::InvalidArgumentError(
@@ -85,30 +89,33 @@ absl::Status StateFile::ReadCase(const std::string& line, size_t number) {
   };
   const auto json = nlohmann::json::parse(line, nullptr, false);
   if (!json.is_object() || !json.contains("task") || !json["task"].is_string() ||
-      !json.contains("case") || !json["case"].is_number_unsigned() || !json.contains("result")) {
+      !json.contains("case") || !json["case"].is_number_unsigned() || !json.contains("candidate") ||
+      !json["candidate"].is_string() || !json.contains("result")) {
     return bad("is no finished case");
   }
-  auto result = CaseResult::FromJson(json["result"]);
+  auto result = CandidateResult::FromJson(json["result"]);
   if (!result.ok()) return bad("is no finished case");
-  cases_[{json["task"], json["case"]}] = *std::move(result);
+  cases_[{json["task"], json["case"], json["candidate"]}] = *std::move(result);
   return absl::OkStatus();
 }
 
-const CaseResult* StateFile::Find(const std::string& task, uint32_t index) const {
-  const auto found = cases_.find({task, index});
+const CandidateResult* StateFile::Find(const std::string& task, uint32_t index,
+                                       const std::string& candidate) const {
+  const auto found = cases_.find({task, index, candidate});
   return found == cases_.end() ? nullptr : &found->second;
 }
 
-absl::Status StateFile::Add(const std::string& task, uint32_t index, CaseResult result) {
+absl::Status StateFile::Add(const std::string& task, uint32_t index, const std::string& candidate,
+                            CandidateResult result) {
   if (file_) {
     const nlohmann::ordered_json line = {
-        {"task", task}, {"case", index}, {"result", result.ToJson()}};
+        {"task", task}, {"case", index}, {"candidate", candidate}, {"result", result.ToJson()}};
     const bool written = std::fprintf(file_, "%s\n", line.dump().c_str()) > 0;
     if (!written || std::fflush(file_) != 0) {
       return absl::UnknownError(absl::StrCat(path_, ": cannot be written"));
     }
   }
-  cases_[{task, index}] = std::move(result);
+  cases_[{task, index, candidate}] = std::move(result);
   return absl::OkStatus();
 }
 

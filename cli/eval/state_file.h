@@ -5,7 +5,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
-#include <utility>
+#include <tuple>
 
 #include "absl/status/statusor.h"
 #include "cli/eval/case_runner.h"
@@ -13,19 +13,23 @@
 namespace sparsekv {
 
 // What a sweep has finished, so that a killed one goes on where it was: a line that says what the
-// sweep is, then one line per case, each written as a whole when the case is done. What a kill cut
-// short is dropped.
+// sweep is, then one line per case and candidate, each written as a whole when that is done. What a
+// kill cut short is dropped. A sweep may be widened: more cases, tasks, policies or budgets find
+// what is done already. One thread at a time.
 class StateFile {
  public:
-  // Without a path nothing is kept. A file of another sweep is refused: the error names the first
-  // setting that differs.
+  // Without a path nothing is kept. `settings`: what a result depends on beside its task, case and
+  // candidate. A file with others is refused: the error names the first that differs.
   static absl::StatusOr<std::unique_ptr<StateFile>> Open(const std::string& path,
                                                          const nlohmann::ordered_json& settings);
   ~StateFile();
 
-  const CaseResult* Find(const std::string& task, uint32_t index) const;
-  // Keeps a finished case, here and in the file.
-  absl::Status Add(const std::string& task, uint32_t index, CaseResult result);
+  // `candidate`: a policy and a budget, as text.
+  const CandidateResult* Find(const std::string& task, uint32_t index,
+                              const std::string& candidate) const;
+  // Keeps what is finished, here and in the file.
+  absl::Status Add(const std::string& task, uint32_t index, const std::string& candidate,
+                   CandidateResult result);
   size_t finished() const { return cases_.size(); }
 
  private:
@@ -35,7 +39,7 @@ class StateFile {
 
   std::string path_;
   std::FILE* file_ = nullptr;
-  std::map<std::pair<std::string, uint32_t>, CaseResult> cases_;
+  std::map<std::tuple<std::string, uint32_t, std::string>, CandidateResult> cases_;
 };
 
 }  // namespace sparsekv

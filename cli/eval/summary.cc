@@ -38,13 +38,16 @@ struct Units {
   std::vector<std::vector<double>> sums;  // [candidates][units]
 };
 
-Units Collect(std::span<const CaseResult* const> results) {
+Units Collect(std::span<const CaseResult> results) {
   Units units;
-  units.sums.resize(results[0]->sums.size());
-  for (const CaseResult* result : results) {
-    units.weights.insert(units.weights.end(), result->weights.begin(), result->weights.end());
+  units.sums.resize(results[0].size());
+  for (const CaseResult& result : results) {
+    const std::vector<double>& weights = result[0]->weights;
+    units.weights.insert(units.weights.end(), weights.begin(), weights.end());
     for (size_t c = 0; c < units.sums.size(); ++c) {
-      units.sums[c].insert(units.sums[c].end(), result->sums[c].begin(), result->sums[c].end());
+      const std::vector<double>& sums = result[c]->sums;
+      CHECK_EQ(sums.size(), weights.size());
+      units.sums[c].insert(units.sums[c].end(), sums.begin(), sums.end());
     }
   }
   return units;
@@ -78,9 +81,9 @@ void SetIntervals(const Units& units, Metric metric, size_t dense, uint64_t seed
   }
 }
 
-void SetCosts(std::span<const CaseResult* const> results, size_t c, CandidateSummary* summary) {
+void SetCosts(std::span<const CaseResult> results, size_t c, CandidateSummary* summary) {
   AttendCost cost;
-  for (const CaseResult* result : results) cost.Add(result->costs[c]);
+  for (const CaseResult& result : results) cost.Add(result[c]->cost);
   const auto steps = static_cast<double>(std::max<uint64_t>(cost.steps, 1));
   const auto dense_rows = static_cast<double>(std::max<uint64_t>(cost.dense_rows, 1));
   summary->bytes_per_step = static_cast<double>(cost.bytes) / steps;
@@ -90,17 +93,17 @@ void SetCosts(std::span<const CaseResult* const> results, size_t c, CandidateSum
 }
 
 // Means over all steps of all cases.
-void SetHeads(std::span<const CaseResult* const> results, size_t c, CandidateSummary* summary) {
-  if (results[0]->captured.empty()) return;
-  const size_t heads = results[0]->captured[c].size();
+void SetHeads(std::span<const CaseResult> results, size_t c, CandidateSummary* summary) {
+  const size_t heads = results[0][c]->captured.size();
+  if (heads == 0) return;
   summary->captured.assign(heads, 0);
   summary->overlap.assign(heads, 0);
   double steps = 0;
-  for (const CaseResult* result : results) {
-    for (double w : result->weights) steps += w;
+  for (const CaseResult& result : results) {
+    for (double w : result[c]->weights) steps += w;
     for (size_t h = 0; h < heads; ++h) {
-      summary->captured[h] += result->captured[c][h];
-      summary->overlap[h] += result->overlap[c][h];
+      summary->captured[h] += result[c]->captured[h];
+      summary->overlap[h] += result[c]->overlap[h];
     }
   }
   for (size_t h = 0; h < heads && steps > 0; ++h) {
@@ -120,8 +123,8 @@ std::string BudgetText(const RowBudget& budget) {
   return budget.denominator ? Concat("1/", budget.denominator) : Concat(budget.rows);
 }
 
-void Summarise(std::span<const CaseResult* const> results, Metric metric, size_t dense,
-               uint64_t seed, std::vector<CandidateSummary>* candidates) {
+void Summarise(std::span<const CaseResult> results, Metric metric, size_t dense, uint64_t seed,
+               std::vector<CandidateSummary>* candidates) {
   CHECK(!results.empty());
   const Units units = Collect(results);
   CHECK_EQ(units.sums.size(), candidates->size());

@@ -42,8 +42,8 @@ inline constexpr uint32_t kResamples = 2000;
 // Draws units with replacement, the same ones for all candidates, kResamples times; intervals are
 // the 2.5th and 97.5th percentiles. `dense`: the candidate that others are compared with.
 // REQUIRES: results is not empty, all of the same candidates.
-void Summarise(std::span<const CaseResult* const> results, Metric metric, size_t dense,
-               uint64_t seed, std::vector<CandidateSummary>* candidates);
+void Summarise(std::span<const CaseResult> results, Metric metric, size_t dense, uint64_t seed,
+               std::vector<CandidateSummary>* candidates);
 
 std::string BudgetText(const RowBudget& budget);
 

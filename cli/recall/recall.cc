@@ -36,6 +36,7 @@ absl::Status CheckOptions(const RecallOptions& options) {
                          bounds("--hops", options.hops, 1, kRecallKeys - 1),
                          bounds("--kv-heads", model.kv_heads, 1, kMaxKvHeads),
                          bounds("--group", model.group, 1, kMaxGroup),
+                         bounds("--loud-channels", model.loud_channels, 0, model.head_dim / 16),
                          bounds("--extra-layers", model.extra_layers, 0, kMaxExtraLayers)}) {
     if (!s.ok()) return s;
   }
@@ -92,6 +93,7 @@ absl::StatusOr<RecallSummary> MakeRecall(const RecallOptions& options) {
                                        {"kv_heads", options.model.kv_heads},
                                        {"group", options.model.group},
                                        {"head_dim", options.model.head_dim},
+                                       {"loud_channels", options.model.loud_channels},
                                        {"dtype", Name(options.model.dtype)},
                                        {"fingerprint", HexId(summary.fingerprint)}};
   summary.json = line.dump();

@@ -15,6 +15,7 @@ namespace sparsekv {
 namespace {
 
 constexpr uint64_t kSlotStream = 3;
+constexpr uint64_t kLoudStream = 50;    // and the KV head's number
 constexpr uint64_t kExtraStream = 100;  // and the layer's number
 
 // Slow enough that the slow half of the pairs turns by less than 0.04 rad in a million tokens,
@@ -24,6 +25,7 @@ constexpr float kRmsNormEps = 1e-6f;
 constexpr double kConstant = 2.0;      // what the constant's place of the stream holds
 constexpr double kPairScore = 20.0;    // of layer 0, for each fast pair whose phases agree
 constexpr double kMatchScore = 128.0;  // of the last layer, for a row whose code is the asked one
+constexpr double kLoud = 6.0;          // a loud channel beside a code's components, 5.5 at most
 constexpr double kLogitGain = 2.0;
 constexpr double kNoise = 0.08;  // deviation of what all extra layers together add to the stream
 constexpr uint32_t kIntermediate = 64;
@@ -148,6 +150,15 @@ Layer LookupLayer(const ModelConfig& c, const Rooms& rooms, double energy,
       }
     }
   }
+  for (uint32_t h = 0; h < c.kv_heads; ++h) {
+    const auto loud = static_cast<float>(kLoud * amplitude / kConstant);
+    for (uint16_t channel : RecallLoudChannels(model, h)) {
+      layer.k.At(h * c.head_dim + channel, rooms.constant()) = loud;
+      for (uint32_t g = 0; g < c.group(); ++g) {
+        layer.q.At((h * c.group() + g) * c.head_dim + channel, rooms.constant()) = loud;
+      }
+    }
+  }
   CopyRoom(c, rooms.dims, rooms.answer(), rooms.found(), gain, layer);
   return layer;
 }
@@ -262,6 +273,19 @@ absl::Status WriteRecallCheckpoint(const std::string& dir, const RecallModel& mo
   AddLayer(config, last, LookupLayer(config, rooms, codes.energy, model), writer);
   if (absl::Status s = writer.Write(dir + "/model.safetensors"); !s.ok()) return s;
   return WriteFileAtomically(dir + "/config.json", ConfigJson(config));
+}
+
+std::vector<uint16_t> RecallLoudChannels(const RecallModel& model, uint32_t kv_head) {
+  const uint32_t half = model.head_dim / 2, end = model.head_dim / 4;
+  std::vector<uint16_t> channels;
+  for (uint32_t pair = end - model.head_dim / 32; pair < end; ++pair) {
+    channels.push_back(static_cast<uint16_t>(pair));
+    channels.push_back(static_cast<uint16_t>(pair + half));
+  }
+  SeededRandom random(model.seed, kLoudStream + kv_head);
+  random.Shuffle(channels);
+  channels.resize(model.loud_channels);
+  return channels;
 }
 
 ChannelConfig RecallChannels(const RecallModel& model) {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "base/dtype.h"
@@ -35,6 +36,9 @@ struct RecallModel {
   uint32_t group = 1;       // query heads per KV head, which ask alike, each a little sharper
   uint32_t head_dim = 128;  // or 64
   uint32_t extra_layers = 0;
+  // Of each KV head of the last layer: larger than any heavy channel in every query and key, and
+  // the same in all, so that they tell no key from another. At most head_dim / 16.
+  uint32_t loud_channels = 0;
   DType dtype = DType::kF32;
   uint64_t seed = 0;
 };
@@ -48,5 +52,8 @@ absl::Status WriteRecallCheckpoint(const std::string& dir, const RecallModel& mo
 
 // The channels that the construction made heavy: head_dim / 16 of each KV head in the last layer.
 ChannelConfig RecallChannels(const RecallModel& model);
+
+// The loud ones of a KV head, in the slowest of the pairs that hold no code.
+std::vector<uint16_t> RecallLoudChannels(const RecallModel& model, uint32_t kv_head);
 
 }  // namespace sparsekv

@@ -182,6 +182,7 @@ TEST(Recall, WritesEveryVariant) {
                    .group = 3,
                    .head_dim = 64,
                    .extra_layers = 2,
+                   .loud_channels = 3,
                    .dtype = DType::kBF16,
                    .seed = 5};
   CheckFiles(options);
@@ -230,6 +231,8 @@ TEST(Recall, RefusesOptionsOutOfBounds) {
   EXPECT_EQ(error([](RecallOptions& o) { o.model.group = 65; }), "--group 65 is not in 1..64");
   EXPECT_EQ(error([](RecallOptions& o) { o.model.extra_layers = 65; }),
             "--extra-layers 65 is not in 0..64");
+  EXPECT_EQ(error([](RecallOptions& o) { o.model.loud_channels = 9; }),
+            "--loud-channels 9 is not in 0..8");
   EXPECT_EQ(error([](RecallOptions& o) { o.out.clear(); }), "--out is missing");
   RecallOptions options;
   options.out = "/proc/none/x";

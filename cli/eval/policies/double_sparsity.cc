@@ -12,6 +12,17 @@ namespace {
 
 constexpr size_t kScaleAndZeroBytes = 4;  // two numbers of 16 bits
 
+// Codes between the least and the greatest value, as they read back.
+void RoundToCodes(std::span<float> values, uint32_t bits) {
+  const auto [low, high] = std::ranges::minmax(values);
+  const auto levels = static_cast<float>((1u << bits) - 1);
+  const float step = Rounded((high - low) / levels, DType::kF16);
+  const float zero = Rounded(low, DType::kF16);
+  for (float& x : values) {
+    if (step > 0) x = std::clamp(std::round((x - zero) / step), 0.0f, levels) * step + zero;
+  }
+}
+
 // One token's label, rounded as it would be stored.
 void StoreLabel(std::vector<float>& label, const DoubleSparsityOptions& options) {
   if (options.cosine) {
@@ -25,13 +36,7 @@ void StoreLabel(std::vector<float>& label, const DoubleSparsityOptions& options)
     for (float& x : label) x = FromBf16(ToBf16(x));
     return;
   }
-  const auto [low, high] = std::ranges::minmax(label);
-  const auto levels = static_cast<float>((1u << options.bits) - 1);
-  const float step = Rounded((high - low) / levels, DType::kF16);
-  const float zero = Rounded(low, DType::kF16);
-  for (float& x : label) {
-    if (step > 0) x = std::clamp(std::round((x - zero) / step), 0.0f, levels) * step + zero;
-  }
+  RoundToCodes(label, options.bits);
 }
 
 class DoubleSparsity : public HeadPolicy {
@@ -46,6 +51,11 @@ class DoubleSparsity : public HeadPolicy {
   void Begin(const PromptStatistics& prompt) override {
     labels_.reset();
     AddLabels(*prompt.keys);
+  }
+
+  bool Rewind(uint32_t tokens) override {
+    if (labels_) labels_->Truncate(tokens);
+    return true;
   }
 
   void Select(const HeadStep& step, HeadSelection* selection) override {
@@ -92,8 +102,9 @@ class DoubleSparsity : public HeadPolicy {
       float squares = 0;
       for (size_t i = 0; i < channels_.size(); ++i) {
         query[i] = q[size_t{h} * shape_.head_dim + channels_[i]];
-        squares += query[i] * query[i];
       }
+      if (options_.query_bits < 16) RoundToCodes(query, options_.query_bits);
+      for (float x : query) squares += x * x;
       if (options_.pooling == Pooling::kMaxNormalised) {
         const float norm = std::sqrt(squares);
         for (float& x : query) x = norm > 0 ? x / norm : 0.0f;

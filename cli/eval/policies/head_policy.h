@@ -66,6 +66,12 @@ class HeadPolicy {
 
   // Before the first step.
   virtual void Begin(const PromptStatistics& prompt) { (void)prompt; }
+  // Back to the end of the prompt, of so many tokens, that Begin saw, as if no step had been.
+  // False: cannot, and needs Begin on a new object.
+  virtual bool Rewind(uint32_t tokens) {
+    (void)tokens;
+    return false;
+  }
   // Once per step and token, in order.
   virtual void Select(const HeadStep& step, HeadSelection* selection) = 0;
   // What Select will have read beside rows, with so many tokens present: for budgets in bytes.

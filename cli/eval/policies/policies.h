@@ -28,10 +28,11 @@ std::unique_ptr<HeadPolicy> MakeRandom(const HeadShape& shape, AlwaysRows always
 struct DoubleSparsityOptions {
   std::span<const uint16_t> channels;  // that are labels, of this head
   Pooling pooling = Pooling::kMaxNormalised;
-  uint32_t bits = 16;     // of a label's number: 16 = bf16; else 2, 4 or 8 with a scale and a zero
-  bool cosine = false;    // labels are divided by their norm
-  bool offload = false;   // what the previous layer's input predicts, and the current row
-  bool corrected = true;  // offload: and then what the true query says
+  uint32_t bits = 16;  // of a label's number: 16 = bf16; else 2, 4 or 8 with a scale and a zero
+  uint32_t query_bits = 16;  // of the query at these channels; 16 = as it is, else as labels
+  bool cosine = false;       // labels are divided by their norm
+  bool offload = false;      // what the previous layer's input predicts, and the current row
+  bool corrected = true;     // offload: and then what the true query says
   AlwaysRows always;
 };
 std::unique_ptr<HeadPolicy> MakeDoubleSparsity(const HeadShape& shape,

@@ -302,6 +302,35 @@ TEST(Policies, LabelsOfFewBits) {
   EXPECT_NE(exact, rows(2));
 }
 
+// A query of few bits chooses as if it had come so.
+TEST(Policies, QueriesOfFewBits) {
+  Case c(4);
+  const std::vector<uint16_t> channels = {1, 3, 4, 6};
+  const auto q = c.Draw(c.shape.group);
+  const auto rows = [&](const std::vector<float>& query, uint32_t bits) {
+    auto policy = MakeDoubleSparsity(
+        c.shape,
+        {.channels = channels, .pooling = Pooling::kSum, .query_bits = bits, .always = {0, 0}});
+    policy->Begin(c.Prompt());
+    return c.Select(*policy, query, 10).rows;
+  };
+  std::vector<float> rounded = q;
+  for (uint32_t h = 0; h < c.shape.group; ++h) {
+    float* head = rounded.data() + size_t{h} * c.shape.head_dim;
+    float low = head[1], high = head[1];
+    for (uint16_t channel : channels) {
+      low = std::min(low, head[channel]);
+      high = std::max(high, head[channel]);
+    }
+    const float step = (high - low) / 3;
+    for (uint16_t channel : channels) {
+      head[channel] = low + std::round((head[channel] - low) / step) * step;
+    }
+  }
+  EXPECT_EQ(rows(q, 2), rows(rounded, 16));
+  EXPECT_NE(rows(q, 2), rows(q, 16));
+}
+
 TEST(PolicySpec, OneErrorForEachBadText) {
   for (const auto& [text, part] : std::vector<std::pair<std::string, std::string>>{
            {"quick", "is not one of"},
@@ -310,6 +339,8 @@ TEST(PolicySpec, OneErrorForEachBadText) {
            {"quest:page=1.5", "page \"1.5\" is not a whole number"},
            {"h2o:recent=2", "recent \"2\" is not a number in 0..1"},
            {"double-sparsity:bits=3", "bits \"3\" is not one of 16, 8, 4, 2"},
+           {"double-sparsity:from=", "\"from=\" is not a parameter"},
+           {"quest:from=x", "\"from=x\" is not a parameter of quest (page, dense-layers)"},
            {"dense:x=1", "(it has none)"},
            {"quest:", "\"\" is not a parameter"}}) {
     const auto spec = PolicySpec::Parse(text);
@@ -317,6 +348,7 @@ TEST(PolicySpec, OneErrorForEachBadText) {
     EXPECT_NE(std::string(spec.status().message()).find(part), std::string::npos) << spec.status();
   }
   EXPECT_TRUE(PolicySpec::Parse("double-sparsity:bits=4,channels=8,pooling=sum,sinks=0").ok());
+  EXPECT_EQ(PolicySpec::Parse("double-sparsity:from=mine,bits=4")->channel_set(), "mine");
 }
 
 }  // namespace

@@ -25,19 +25,24 @@ const Parameter kSinks = {"sinks", 4, 0, 1 << 20};
 const Parameter kRecent = {"recent", 65, 0, 1 << 20};
 const Parameter kChannels = {"channels", 0, 0, kMaxHeadDim};
 const Parameter kBits = {"bits", 0, 0, 3, {"16", "8", "4", "2"}};
+const Parameter kQueryBits = {"query-bits", 0, 0, 3, {"16", "8", "4", "2"}};
 const Parameter kCosine = {"cosine", 0, 0, 1};
 const Parameter kPooling = {
     "pooling", 0, 0, 3, {"config", "max-normalised", "sum", "softmax-mass"}};
+
+// A word of the user's own, not one of `words`.
+constexpr char kChannelSet[] = "from";
 
 const std::map<std::string, std::vector<Parameter>>& Known() {
   static const std::map<std::string, std::vector<Parameter>> known = {
       {"dense", {}},
       {"oracle", {}},
       {"random", {kSinks, kRecent}},
-      {"double-sparsity", {kChannels, kBits, kCosine, kPooling, kSinks, kRecent}},
+      {"double-sparsity", {kChannels, kBits, kQueryBits, kCosine, kPooling, kSinks, kRecent}},
       {"double-sparsity-offload",
        {kChannels,
         kBits,
+        kQueryBits,
         kCosine,
         kPooling,
         kSinks,
@@ -103,6 +108,10 @@ absl::StatusOr<PolicySpec> PolicySpec::Parse(const std::string& text) {
   for (const std::string& part : parts) {
     const size_t equals = part.find('=');
     const std::string name = part.substr(0, equals);
+    if (name == kChannelSet && spec.needs_channels() && equals + 1 < part.size()) {
+      spec.channel_set_ = part.substr(equals + 1);
+      continue;
+    }
     const Parameter* parameter = nullptr;
     for (const Parameter& p : known->second) {
       if (p.name == name) parameter = &p;
@@ -110,6 +119,7 @@ absl::StatusOr<PolicySpec> PolicySpec::Parse(const std::string& text) {
     if (!parameter || equals == std::string::npos) {
       std::vector<std::string> names;
       for (const Parameter& p : known->second) names.emplace_back(p.name);
+      if (spec.needs_channels()) names.emplace_back(kChannelSet);
       return Bad(text,
                  absl::StrCat("\"", part, "\" is not a parameter of ", spec.name_, " (",
                               names.empty() ? "it has none" : absl::StrJoin(names, ", "), ")"));
@@ -163,13 +173,14 @@ std::unique_ptr<HeadPolicy> PolicySpec::Make(const HeadShape& shape, const Chann
   if (name_ == "fastgen") return MakeFastGen(Number("recovery"));
   CHECK(needs_channels());
   static constexpr uint32_t kBitsOf[] = {16, 8, 4, 2};
-  const uint32_t count = label_channels(*channels);
+  const uint32_t count = Count("channels") ? Count("channels") : channels->channels;
   const size_t head = size_t{shape.layer} * channels->kv_heads + shape.kv_head;
   const uint32_t pooling = Count("pooling");
   return MakeDoubleSparsity(
       shape, {.channels = {channels->order.data() + head * channels->head_dim, count},
               .pooling = pooling ? static_cast<Pooling>(pooling - 1) : channels->pooling,
               .bits = kBitsOf[Count("bits")],
+              .query_bits = kBitsOf[Count("query-bits")],
               .cosine = Count("cosine") == 1,
               .offload = name_ == "double-sparsity-offload",
               .corrected = !needs_prediction(),

@@ -28,11 +28,8 @@ class PolicySpec {
   bool needs_last_attention() const;
   bool needs_values() const;  // the mean of all values
   bool needs_prediction() const;
-
-  // How many channels are labels.  REQUIRES: needs_channels.
-  uint32_t label_channels(const ChannelConfig& channels) const {
-    return Count("channels") ? Count("channels") : channels.channels;
-  }
+  // Which channel config, of those with a name; "" = the model's.
+  const std::string& channel_set() const { return channel_set_; }
 
   // What cannot be seen without the model.
   absl::Status Check(const HeadShape& shape, const ChannelConfig* channels) const;
@@ -48,7 +45,7 @@ class PolicySpec {
     return static_cast<uint32_t>(parameters_.at(key));
   }
 
-  std::string text_, name_;
+  std::string text_, name_, channel_set_;
   std::map<std::string, double> parameters_;  // all of the policy's, defaults filled in
 };
 

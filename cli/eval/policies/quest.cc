@@ -17,6 +17,12 @@ class Quest : public HeadPolicy {
     seen_ = 0;
   }
 
+  // The page that the steps went on with is made anew.
+  bool Rewind(uint32_t tokens) override {
+    seen_ = std::min(seen_, tokens / options_.page * options_.page);
+    return true;
+  }
+
   void Select(const HeadStep& step, HeadSelection* selection) override {
     const uint32_t tokens = step.tokens();
     if (shape_.layer < options_.dense_layers) {
