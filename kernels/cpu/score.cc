@@ -296,17 +296,19 @@ void ScoreLabels(const ScoreLabelsArgs& args, Context& context) {
     uint32_t job;
     uint32_t chunk;
   };
+  const bool coded = !args.items.empty() && args.items[0].labels.layout->coded();
   std::vector<ScoreJob> jobs;
   std::vector<Task> tasks;
   size_t floats = 0;
   for (const ScoreLabelsArgs::Item& item : args.items) {
     CHECK_EQ(item.labels.layout->kv_heads, args.kv_heads);
+    CHECK_EQ(item.labels.layout->coded(), coded);
     jobs.push_back({.args = &args, .item = &item});
     const ScoreJob& job = jobs.back();
     for (uint32_t chunk = 0; chunk < job.chunks(); ++chunk) {
       tasks.push_back({static_cast<uint32_t>(jobs.size() - 1), chunk});
     }
-    floats += job.heads() * (size_t{job.channels()} + 2 + 2 * size_t{job.chunks()});
+    floats += job.heads() * (size_t{job.channels()} + job.code_words() + 2 + 2 * job.chunks());
   }
   float* free = context.shared.Get(0, floats);
   for (ScoreJob& job : jobs) {
@@ -314,19 +316,26 @@ void ScoreLabels(const ScoreLabelsArgs& args, Context& context) {
     job.normaliser = job.query + job.heads() * job.channels();
     job.partials = job.normaliser + 2 * job.heads();
     free = job.partials + 2 * job.heads() * job.chunks();
+    job.codes = reinterpret_cast<uint32_t*>(free);
+    free += job.heads() * job.code_words();
     for (uint32_t kv_head = 0; kv_head < args.kv_heads; ++kv_head) {
       GatherQuery(job, kv_head, job.query + size_t{kv_head} * args.group * job.channels());
     }
+    if (coded) CodeQueries(job);
   }
   const auto count = static_cast<uint32_t>(tasks.size());
-  if (args.pooling == Pooling::kSoftmaxMass) {
-    const auto normalise = HWY_DYNAMIC_DISPATCH(NormaliseChunk);
+  const ScorePasses passes =
+      coded ? CodedPasses()
+            : ScorePasses{HWY_DYNAMIC_DISPATCH(NormaliseChunk), HWY_DYNAMIC_DISPATCH(ScoreChunk)};
+  const auto run = [&](void (*pass)(const ScoreJob&, uint32_t)) {
     context.pool.Run(count,
-                     [&](uint32_t i, unsigned) { normalise(jobs[tasks[i].job], tasks[i].chunk); });
+                     [&](uint32_t i, unsigned) { pass(jobs[tasks[i].job], tasks[i].chunk); });
+  };
+  if (args.pooling == Pooling::kSoftmaxMass) {
+    run(passes.normalise);
     for (const ScoreJob& job : jobs) MergeNormalisers(job);
   }
-  const auto score = HWY_DYNAMIC_DISPATCH(ScoreChunk);
-  context.pool.Run(count, [&](uint32_t i, unsigned) { score(jobs[tasks[i].job], tasks[i].chunk); });
+  run(passes.score);
 }
 
 }  // namespace sparsekv::cpu

@@ -11,9 +11,33 @@
 namespace sparsekv::reference {
 namespace {
 
+// As HeadScores, of labels that are codes.
+std::vector<float> CodedHeadScores(const ScoreLabelsArgs::Item& item, uint32_t kv_head,
+                                   const std::vector<float>& query) {
+  const uint32_t bits = CodeBits(item.labels.layout->format), in_word = 32 / bits;
+  const CodedQuery coded = CodeQuery(query);
+  std::vector<float> scores;
+  for (uint32_t t = item.first; t < item.tokens; ++t) {
+    const std::byte* page = item.labels.Head(kv_head, t / kBlockTokens);
+    const uint32_t token = t % kBlockTokens;
+    const auto* words =
+        reinterpret_cast<const uint32_t*>(page + 2 * sizeof(uint16_t) * kBlockTokens);
+    int32_t dot = 0;
+    for (uint32_t c = 0; c < query.size(); ++c) {
+      const uint32_t word = words[c / in_word * kBlockTokens + token];
+      const uint32_t code = word >> (c % in_word * bits) & ((1u << bits) - 1);
+      dot += coded.codes[c] * static_cast<int32_t>(code);
+    }
+    scores.push_back(CodedScore(coded.unit, coded.sum, LoadValue(page, token, DType::kF16),
+                                LoadValue(page, kBlockTokens + token, DType::kF16), dot));
+  }
+  return scores;
+}
+
 // s_h(t) of one query head for every token. `query` holds the head's values on the label channels.
 std::vector<float> HeadScores(const ScoreLabelsArgs::Item& item, uint32_t kv_head,
                               const std::vector<float>& query) {
+  if (item.labels.layout->coded()) return CodedHeadScores(item, kv_head, query);
   std::vector<float> scores;  // from item.first on
   for (uint32_t t = item.first; t < item.tokens; ++t) {
     const std::byte* page = item.labels.Head(kv_head, t / kBlockTokens);
@@ -53,6 +77,8 @@ void ScoreLabels(const ScoreLabelsArgs& args) {
   const double scale = 1.0 / std::sqrt(static_cast<double>(args.head_dim));
   for (const ScoreLabelsArgs::Item& item : args.items) {
     const uint32_t channels = item.labels.layout->channels;
+    // A query is scaled before it is coded; else it is not touched.
+    const bool coded_mass = item.labels.layout->coded() && args.pooling == Pooling::kSoftmaxMass;
     for (uint32_t kv_head = 0; kv_head < args.kv_heads; ++kv_head) {
       float* pooled = item.scores + kv_head * args.score_stride;
       for (uint32_t g = 0; g < args.group; ++g) {
@@ -63,8 +89,11 @@ void ScoreLabels(const ScoreLabelsArgs& args) {
           query.push_back(args.q[head * args.head_dim + args.channels[kv_head * channels + c]]);
         }
         if (args.pooling == Pooling::kMaxNormalised) Normalise(query);
+        if (coded_mass) {
+          for (float& value : query) value /= std::sqrt(static_cast<float>(args.head_dim));
+        }
         std::vector<float> scores = HeadScores(item, kv_head, query);
-        if (args.pooling == Pooling::kSoftmaxMass) scores = Softmax(scores, scale);
+        if (args.pooling == Pooling::kSoftmaxMass) scores = Softmax(scores, coded_mass ? 1 : scale);
         for (uint32_t t = item.first; t < item.tokens; ++t) {
           const float score = scores[t - item.first];
           if (g == 0) {
