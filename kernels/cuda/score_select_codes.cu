@@ -81,7 +81,6 @@ bool LaunchHeads(const Job& job, Tape& tape) {
   const uint32_t floats =
       scoring::CodedQueries<kHeads>::Floats(job.group, job.channels, job.words * (8u / job.bits));
   if (floats > kMostQueryValues) return false;
-  if (job.words % 4 == 0) return Launch<CodeScorer<kHeads, 4>>(job, tape);
   if (job.words % 2 == 0) return Launch<CodeScorer<kHeads, 2>>(job, tape);
   return Launch<CodeScorer<kHeads, 1>>(job, tape);
 }
