@@ -18,9 +18,7 @@ Attention::Attention(const Options& options)
       inverse_frequency_(config_.InverseFrequency()),
       long_inverse_frequency_(config_.InverseFrequency(true)),
       counts_(options.config->layers) {
-  if (options.channels) {
-    label_layout_ = {config_.layers, config_.kv_heads, options.channels->channels};
-  }
+  if (options.channels) label_layout_ = options.channels->label_layout();
 }
 
 void Attention::BeginPass(std::span<const StepItem> items, std::span<const uint32_t> first) {

@@ -35,9 +35,7 @@ Unit UnitOf(const ModelConfig& config, const ChannelConfig* channels,
             const MemoryPlan::Request& request) {
   Unit unit;
   unit.pages = Pages(config.max_context);
-  if (channels) {
-    unit.label_page = LabelLayout{config.layers, config.kv_heads, channels->channels}.page_bytes();
-  }
+  if (channels) unit.label_page = channels->label_layout().page_bytes();
   if (request.rows.in_place) return unit;
   const RowLayout block{.layers = 1,
                         .kv_heads = config.kv_heads,

@@ -173,6 +173,7 @@ class ScoreThenSelectTest : public BackendTest {
     Pooling pooling = Pooling::kMaxNormalised;
     Values values = Values::kRandom;
     std::vector<uint32_t> lengths, counts;
+    LabelFormat format = LabelFormat::kBf16;
     std::vector<uint32_t> firsts = {};  // of windows; empty: none
   };
 
@@ -183,7 +184,7 @@ class ScoreThenSelectTest : public BackendTest {
     Run(Random& random, const Case& test)
         : shape(test),
           longest(*std::max_element(test.lengths.begin(), test.lengths.end())),
-          labels(test.kv_heads, test.channels, test.lengths),
+          labels(test.kv_heads, test.channels, test.lengths, test.format),
           channels(Labels::Channels(random, test.kv_heads, kDim, test.channels)),
           q(random.Normals(test.lengths.size() * test.kv_heads * test.group * kDim)),
           scores(test.lengths.size() * test.kv_heads * stride()),
@@ -210,14 +211,7 @@ class ScoreThenSelectTest : public BackendTest {
             return random.Normal();
         }
       };
-      for (uint32_t h = 0; h < shape.kv_heads; ++h) {
-        for (uint32_t t = 0; t < shape.lengths[i]; ++t) {
-          std::byte* page = labels.Table(i).Head(h, t / kBlockTokens);
-          for (uint32_t c = 0; c < shape.channels; ++c) {
-            StoreValue(page, c * kBlockTokens + t % kBlockTokens, DType::kBF16, value());
-          }
-        }
-      }
+      labels.FillWith(i, shape.lengths[i], value);
     }
 
     // f(score, select) of the first `tokens` tokens of each item.
@@ -272,9 +266,9 @@ class ScoreThenSelectTest : public BackendTest {
   }
 
   void Check(Random& random, const Case& test) {
-    SCOPED_TRACE(::testing::Message()
-                 << test.kv_heads << " heads, group " << test.group << ", " << test.channels
-                 << " channels, " << test.lengths.size() << " items");
+    SCOPED_TRACE(::testing::Message() << test.kv_heads << " heads, group " << test.group << ", "
+                                      << test.channels << " channels of " << Name(test.format)
+                                      << ", " << test.lengths.size() << " items");
     Run run(random, test);
     // A mass is the reference's up to rounding only.
     Backend& by = test.pooling == Pooling::kSoftmaxMass ? backend() : reference();
@@ -319,7 +313,7 @@ SPARSEKV_ON_EVERY_BACKEND(ScoreThenSelectTest);
 
 TEST_P(ScoreThenSelectTest, AnyShape) {
   Random random(51);
-  for (uint32_t round = 0; round < 40; ++round) {
+  for (uint32_t round = 0; round < 80; ++round) {
     Case test{.kv_heads = random.Between(1, round % 8 == 0 ? 8 : 3),
               .group = random.Pick({1u, 2u, 4u, 4u, 8u, random.Between(1, 8), 11u}),
               .channels = random.Pick({8u, 8u, 4u, 16u, random.Between(1, 33)}),
@@ -327,6 +321,7 @@ TEST_P(ScoreThenSelectTest, AnyShape) {
               .values = random.Pick({Values::kRandom, Values::kRandom, Values::kFew,
                                      Values::kSomeNan, Values::kEqual})};
     if (round % 10 == 9) test.pooling = Pooling::kSoftmaxMass;
+    if (round % 2 == 1) test.format = kLabelFormats[random.Between(1, 3)];
     const uint32_t items = round % 13 == 12 ? 40 : random.Between(1, 6);
     for (uint32_t i = 0; i < items; ++i) {
       test.lengths.push_back(random.Pick({random.Between(1, 75), random.Between(70, 700),
@@ -344,9 +339,12 @@ TEST_P(ScoreThenSelectTest, EveryLengthAroundAPart) {
                               1024 + 64, 1024 + 65, 1024 + 66, 2113};
   for (uint32_t length : lengths) {
     for (uint32_t group : {1u, 4u, 8u}) {
-      Check(random, {.group = group,
-                     .lengths = {length, length + 1},
-                     .counts = {std::min(length, 70u), std::min(length + 1, 80u)}});
+      for (LabelFormat format : {LabelFormat::kBf16, LabelFormat::kInt4}) {
+        Check(random, {.group = group,
+                       .lengths = {length, length + 1},
+                       .counts = {std::min(length, 70u), std::min(length + 1, 80u)},
+                       .format = format});
+      }
     }
   }
 }
@@ -355,7 +353,29 @@ TEST_P(ScoreThenSelectTest, LongRows) {
   Random random(53);
   Check(random, {.group = 4, .lengths = {131072}, .counts = {2048}});
   Check(random, {.kv_heads = 2, .group = 2, .lengths = {30000, 150001}, .counts = {15000, 300}});
+  Check(random, {.group = 4,
+                 .channels = 16,
+                 .lengths = {131072},
+                 .counts = {2048},
+                 .format = LabelFormat::kInt4});
   if (!cuda()) return;
+  for (LabelFormat format : {LabelFormat::kInt8, LabelFormat::kInt4, LabelFormat::kInt2}) {
+    Check(random, {.kv_heads = 3,
+                   .group = 8,
+                   .channels = 16,
+                   .lengths = {131073, 20000, 70000, 500},
+                   .counts = {2048, 100, 69999, 400},
+                   .format = format});
+    Check(random, {.group = 4, .lengths = {200003}, .counts = {3000}, .format = format});
+    Check(random,
+          {.group = 1, .channels = 48, .lengths = {400001}, .counts = {399000}, .format = format});
+    Check(random, {.group = 9,
+                   .channels = 32,
+                   .values = Values::kFew,
+                   .lengths = {181111, 400},
+                   .counts = {5000, 69},
+                   .format = format});
+  }
   // Fewer and more CTAs to a row; keys beyond those that shared memory holds.
   Check(random, {.kv_heads = 3,
                  .group = 4,
@@ -408,7 +428,10 @@ TEST_P(ScoreThenSelectTest, ScoresThatASampleMisjudges) {
 TEST_P(ScoreThenSelectTest, ADecodeStepComesAgain) {
   Random random(54);
   for (uint32_t kv_heads : {2u, 5u}) {
-    Run run(random, {.kv_heads = kv_heads, .group = 4, .lengths = {3000, 900, 5000, 70}});
+    Run run(random, {.kv_heads = kv_heads,
+                     .group = 4,
+                     .lengths = {3000, 900, 5000, 70},
+                     .format = kv_heads == 2 ? LabelFormat::kBf16 : LabelFormat::kInt4});
     for (uint32_t round = 0; round < 6; ++round) {
       std::vector<uint32_t> tokens[2], counts[2];
       for (auto i : {0, 1}) {

@@ -293,22 +293,26 @@ void MergeNormalisers(const ScoreJob& job) {
 
 }  // namespace
 
-ScorePasses PassesOf(const ScoreLabelsArgs&) {
+ScorePasses PassesOf(const ScoreLabelsArgs& args) {
+  if (!args.items.empty() && args.items[0].labels.layout->coded()) return CodedPasses();
   return {HWY_DYNAMIC_DISPATCH(NormaliseChunk), HWY_DYNAMIC_DISPATCH(ScoreChunk)};
 }
 
 std::vector<ScoreJob> MakeScoreJobs(const ScoreLabelsArgs& args, Context& context) {
+  const bool coded = !args.items.empty() && args.items[0].labels.layout->coded();
   std::vector<ScoreJob> jobs;
   size_t floats = 0;
   for (const ScoreLabelsArgs::Item& item : args.items) {
     CHECK_EQ(item.labels.layout->kv_heads, args.kv_heads);
+    CHECK_EQ(item.labels.layout->coded(), coded);
     jobs.push_back({.args = &args,
                     .item = &item,
                     .end_head = args.kv_heads,
                     .scores = item.scores,
                     .score_stride = args.score_stride});
     const ScoreJob& job = jobs.back();
-    floats += job.heads() * (size_t{job.channels()} + 2 + 2 * size_t{job.chunks()});
+    floats +=
+        job.heads() * (size_t{job.channels()} + job.code_words() + 2 + 2 * size_t{job.chunks()});
   }
   float* free = context.shared.Get(0, floats);
   for (ScoreJob& job : jobs) {
@@ -316,9 +320,12 @@ std::vector<ScoreJob> MakeScoreJobs(const ScoreLabelsArgs& args, Context& contex
     job.normaliser = job.query + job.heads() * job.channels();
     job.partials = job.normaliser + 2 * job.heads();
     free = job.partials + 2 * job.heads() * job.chunks();
+    job.codes = reinterpret_cast<uint32_t*>(free);
+    free += job.heads() * job.code_words();
     for (uint32_t kv_head = 0; kv_head < args.kv_heads; ++kv_head) {
       GatherQuery(job, kv_head, job.query + size_t{kv_head} * args.group * job.channels());
     }
+    if (coded) CodeQueries(job);
   }
   return jobs;
 }

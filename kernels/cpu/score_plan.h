@@ -25,6 +25,7 @@ struct ScoreJob {
   float* query = nullptr;       // [kv_heads, group, channels], scaled for the pooling
   float* partials = nullptr;    // kSoftmaxMass: [chunks, kv_heads, group, 2] = maximum, sum
   float* normaliser = nullptr;  // kSoftmaxMass: [kv_heads, group, 2] = maximum, 1 / sum of all
+  uint32_t* codes = nullptr;    // coded labels: [kv_heads, group, code_words], CodeQueries
 
   uint32_t channels() const { return item->labels.layout->channels; }
   // Pages [first_page, pages) hold what the query may see.
@@ -35,6 +36,12 @@ struct ScoreJob {
   uint32_t ChunkEnd(uint32_t chunk) const {
     const uint32_t end = ChunkBegin(chunk + 1);
     return end < pages() ? end : pages();
+  }
+  // Of a query head that is coded: for each word of a label what its pairs of codes are multiplied
+  // with, then unit and sum.
+  uint32_t code_words() const {
+    const LabelLayout& layout = *item->labels.layout;
+    return layout.coded() ? layout.words() * (16 / CodeBits(layout.format)) + 2 : 0;
   }
   size_t heads() const { return size_t{args->kv_heads} * args->group; }
   const float* Query(uint32_t kv_head) const {
@@ -76,5 +83,9 @@ struct SelectSlice {
 
   uint32_t* Selection(uint32_t kv_head) const { return selection + kv_head * stride; }
 };
+
+// Of labels that are codes (score_codes.cc).
+ScorePasses CodedPasses();
+void CodeQueries(const ScoreJob& job);  // job.query into job.codes
 
 }  // namespace sparsekv::cpu

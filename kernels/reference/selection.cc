@@ -12,9 +12,33 @@
 namespace sparsekv::reference {
 namespace {
 
+// As HeadScores, of labels that are codes.
+std::vector<float> CodedHeadScores(const ScoreLabelsArgs::Item& item, uint32_t kv_head,
+                                   const std::vector<float>& query) {
+  const uint32_t bits = CodeBits(item.labels.layout->format), in_word = 32 / bits;
+  const CodedQuery coded = CodeQuery(query);
+  std::vector<float> scores;
+  for (uint32_t t = item.first; t < item.tokens; ++t) {
+    const std::byte* page = item.labels.Head(kv_head, t / kBlockTokens);
+    const uint32_t token = t % kBlockTokens;
+    const auto* words =
+        reinterpret_cast<const uint32_t*>(page + 2 * sizeof(uint16_t) * kBlockTokens);
+    int32_t dot = 0;
+    for (uint32_t c = 0; c < query.size(); ++c) {
+      const uint32_t word = words[c / in_word * kBlockTokens + token];
+      const uint32_t code = word >> (c % in_word * bits) & ((1u << bits) - 1);
+      dot += coded.codes[c] * static_cast<int32_t>(code);
+    }
+    scores.push_back(CodedScore(coded.unit, coded.sum, LoadValue(page, token, DType::kF16),
+                                LoadValue(page, kBlockTokens + token, DType::kF16), dot));
+  }
+  return scores;
+}
+
 // s_h(t) of one query head for every token. `query` holds the head's values on the label channels.
 std::vector<float> HeadScores(const ScoreLabelsArgs::Item& item, uint32_t kv_head,
                               const std::vector<float>& query) {
+  if (item.labels.layout->coded()) return CodedHeadScores(item, kv_head, query);
   std::vector<float> scores;  // from item.first on
   for (uint32_t t = item.first; t < item.tokens; ++t) {
     const std::byte* page = item.labels.Head(kv_head, t / kBlockTokens);
