@@ -73,10 +73,11 @@ enum class Pooling : uint8_t {
 };
 
 // scores[kv_head][t] for the tokens first .. tokens-1 of each item, from one query token per item,
-// pooled over h in order. kMaxNormalised divides the query's channels by their norm before the sum.
-//   kBf16: s_h(t) = sum_c q[h, channels[c]] * label[t, c] in float32, channels in order, each
-//   product rounded before it is added (no fused multiply-add).
-//   Codes: q on the channels, scaled for the pooling, is coded too; s_h(t) is their CodedScore.
+// pooled over h in order. q on the channels is scaled for the pooling (kMaxNormalised divides it by
+// its norm, kSoftmaxMass by sqrt(head_dim)) and rounded to 16 bits (LabelQuery).
+//   kBf16: s_h(t) = sum_c q[h, channels[c]] * label[t, c] in float32, channels in order. A product
+//   is exact (unless it is below 2^-126), so it is the same whether an addition is fused with it or
+//   not. Codes: q is coded too; s_h(t) is their CodedScore.
 // So kMaxNormalised and kSum give the same bits on every backend, and with them the same selection.
 struct ScoreLabelsArgs {
   struct Item {
