@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include "kernels/test_cases.h"
 
 namespace sparsekv::testing {
@@ -421,6 +423,11 @@ TEST_P(ScoreThenSelectTest, ScoresThatASampleMisjudges) {
     CheckScores(random, tokens, count, height);
     CheckScores(random, tokens, count, [&](uint32_t t) { return -height(t); });
     CheckScores(random, tokens, count, [](uint32_t) { return 0.0f; });
+    // What a sample sees lies above all numbers that are wanted besides, and NaN ranks below those.
+    CheckScores(random, tokens, count, [](uint32_t t) {
+      if (t / kBlockTokens % 8 == 1 && t % kBlockTokens < 2) return 2.0f;
+      return t % 2 ? std::numeric_limits<float>::quiet_NaN() : 1.0f;
+    });
   }
 }
 

@@ -173,12 +173,12 @@ class Highest {
     const DF d;
     const DU du;
     const VF bound = hn::Set(d, bound_);
+    const auto all = hn::IsNaN(bound);  // a bound of NaN lets everything pass, NaN too
     size_t found = found_;
     ForVectors(count, [&](size_t i, auto valid) {
       const bool whole = i + kLanes <= count;
       const VF some = whole ? LoadFloats(scores + i) : LoadFloatsTail(scores + i, count - i);
-      // Not "greater": a bound of NaN lets everything pass.
-      const auto mask = hn::AndNot(hn::RebindMask(du, hn::Le(some, bound)), valid);
+      const auto mask = hn::And(hn::RebindMask(du, hn::Or(hn::Gt(some, bound), all)), valid);
       StoreCompressed(hn::BitCast(du, some), mask, reinterpret_cast<uint32_t*>(scores_ + found));
       const VU tokens = hn::Iota(du, first + static_cast<uint32_t>(i));
       found += StoreCompressed(tokens, mask, tokens_ + found);
