@@ -32,9 +32,15 @@ struct Shape {
   uint32_t tokens, hidden, width;
   DType dtype;
 };
-constexpr Shape kShapes[] = {{1, 1024, 96, DType::kBF16}, {3, 129, 40, DType::kF16},
-                             {8, 512, 130, DType::kBF16}, {17, 100, 24, DType::kF32},
-                             {64, 256, 48, DType::kF16},  {300, 72, 33, DType::kBF16}};
+constexpr Shape kShapes[] = {{1, 1024, 96, DType::kBF16},
+                             {3, 129, 40, DType::kF16},
+                             {8, 512, 130, DType::kBF16},
+                             {17, 100, 24, DType::kF32},
+                             {64, 256, 48, DType::kF16},
+                             {300, 72, 33, DType::kBF16},
+                             // So many outputs that a device takes more of them at a time.
+                             {17, 72, 4301, DType::kBF16},
+                             {33, 136, 4300, DType::kF16}};
 
 TEST_P(ProjectTest, ProjectsTheNormedInput) {
   Random random(81);

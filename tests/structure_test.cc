@@ -149,7 +149,7 @@ TEST(Structure, EveryCudaKernelBeginsAsAllDo) {
       here += line.find("__global__") != std::string::npos;
       begun += line.find("BeginKernel();") != std::string::npos;
     }
-    EXPECT_LE(here, begun) << file.path;
+    EXPECT_EQ(here, begun) << file.path;
     kernels += here;
   }
   EXPECT_GT(kernels, 0u);

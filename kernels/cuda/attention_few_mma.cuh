@@ -357,9 +357,10 @@ __global__ void __launch_bounds__(FewShape<kHeadDim>::kWarps* kWarp, 3) AttendFe
   extern __shared__ __align__(128) std::byte shared[];
   float* results = reinterpret_cast<float*>(shared + Shape::kWarps * Shape::kRingBytes);
   const Share share = ShareOfCta(call);
-  if (share.count == 0) return BeginKernel();
-  Place place = PlaceOf(call, share.first);
+  Place place{};
+  if (share.count > 0) place = PlaceOf(call, share.first);
   BeginKernel();
+  if (share.count == 0) return;
   const uint32_t warp = threadIdx.x / kWarp;
   const uint32_t ring =
       static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + warp * Shape::kRingBytes;

@@ -1,6 +1,6 @@
 #pragma once
 
-// What every kernel of a step does first (tests/structure_test.cc counts).
+// Where a kernel of a step begins (tests/structure_test.cc counts), and where the next one may.
 namespace sparsekv::cuda {
 
 // A kernel may be given to the device while the one before it still runs (tape.h): its CTAs take

@@ -13,11 +13,12 @@
 // y (+)= x W^T for many tokens. The library may choose another algorithm for another number of
 // tokens, and then a token's bits change. So it always multiplies kPieceTokens tokens, the last
 // piece filled up with zeros, by one algorithm per shape of the weights, without split sums: every
-// result is one sum over the inputs in an order that the shape decides.
+// result is one sum over the inputs in an order that the shape decides, or, of both halves of x,
+// two.
 //
 // FLOPs: 2 x inputs x outputs per token of a whole piece, twice that for both halves of x. Bytes
-// beside the product's own: 4 + 2 per half, input and token to convert x, and where a piece is not
-// whole 8 (12 added) per output and token.
+// beside the product's own: 4 + 2 per half, input and token to convert x, 8 per output and token
+// for the second half, and where a piece is not whole 8 more (12 added).
 namespace sparsekv::cuda {
 namespace {
 
@@ -199,6 +200,7 @@ void PromptProducts::GateUp(const GateUpArgs& args, Tape& tape) {
 
 void PromptProducts::Multiply(const LinearArgs& args, bool both_halves, Tape& tape) {
   const WeightView& matrix = args.weight;
+  CHECK(!(both_halves && args.accumulate));  // sums would depend on whether a piece is whole
   if (args.tokens == 0 || matrix.rows == 0) return;
   if (!library_) library_ = std::make_unique<Library>();
   const size_t value_bytes = SizeOf(matrix.dtype);

@@ -116,7 +116,7 @@ void FillPiece(const float* x, Half half, uint32_t tokens, uint32_t inputs, uint
   CHECK(half == Half::kHigh || SizeOf(dtype) == 2);
   WithType(dtype, [&](auto type) {
     using T = decltype(type);
-    if (half == Half::kHigh || std::is_same_v<T, float>) {
+    if (half == Half::kHigh) {
       Pad<float, T, Half::kHigh>(x, tokens, inputs, kPieceTokens, stride, piece, tape);
     } else {
       Pad<float, T, Half::kLow>(x, tokens, inputs, kPieceTokens, stride, piece, tape);

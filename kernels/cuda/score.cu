@@ -19,8 +19,7 @@
 // Units lie in one line: items, in them KV heads, in them pages. Every CTA has an equal part of the
 // line, so whatever the batch, few CTAs have to fetch another head's query on their way.
 //
-// Multiplications and additions are written as intrinsics: the compiler must not fuse them, as the
-// scores have to have the reference's bits.
+// Products are exact (labels.h), so that fused multiply-adds have the reference's bits.
 namespace sparsekv::cuda {
 namespace {
 

@@ -10,16 +10,16 @@
 #include "kernels/cuda/tape.h"
 
 // Scores of label pages and the selection among them, in one kernel. Bound by the labels' bytes:
-// 2 x channels in per token and KV head; scores go nowhere.
+// LabelBytes in per token and KV head; scores go nowhere.
 //
 // A cluster of 8 CTAs takes the row of a KV head of an item, each CTA an equal part of it. A warp's
 // unit of work is 32 lanes of 4 neighbouring tokens (2 where 8 query heads share a label). What a
 // lane scores it keeps in shared memory as a key (select_threshold.cuh) and counts in the first
-// histogram. What is loaded next is on its way while a unit is scored: its labels to registers, as
-// soon as a channel is widened, and the unit's after that to L2. Then the cluster finds the last
-// selected key (score_select_find.cuh), and every warp writes what it selects of 1,024 tokens at a
-// time: a bit per token, a running sum over the bits' words. While it does so memory would rest, so
-// it asks L2 to bring what the next row on its multiprocessor will read first.
+// histogram. Labels of the units that come next are on their way to L2 meanwhile. Then the cluster
+// finds the last selected key (score_select_find.cuh), and every warp writes what it selects of
+// 1,024 tokens at a time: a bit per token, a running sum over the bits' words. While it does so
+// memory would rest, so it asks L2 to bring what the next row on its multiprocessor will read
+// first.
 //
 // Keys beyond what shared memory holds are spilled to the item's scores.
 //
