@@ -116,6 +116,7 @@ void Recall(Session& session, const Question& question, std::span<const Candidat
     cost = session.cost(0);
     cost.rows = cost.dense_rows;
     cost.bytes = cost.dense_bytes;
+    cost.held = static_cast<double>(cost.looked_at);
   }
 }
 
@@ -159,7 +160,8 @@ CaseResult RunCase(Session& session, const Tokenizer& tokenizer, const TaskCase&
 nlohmann::ordered_json CaseResult::ToJson() const {
   nlohmann::ordered_json json = {{"weights", weights}, {"sums", sums}};
   for (const AttendCost& c : costs) {
-    json["costs"].push_back({c.steps, c.rows, c.bytes, c.dense_rows, c.dense_bytes});
+    json["costs"].push_back(
+        {c.steps, c.rows, c.bytes, c.dense_rows, c.dense_bytes, c.selections, c.held, c.looked_at});
   }
   if (!captured.empty()) {
     json["captured"] = captured;
@@ -174,7 +176,8 @@ absl::StatusOr<CaseResult> CaseResult::FromJson(const nlohmann::json& json) {
     json.at("weights").get_to(result.weights);
     json.at("sums").get_to(result.sums);
     for (const auto& c : json.at("costs")) {
-      result.costs.push_back({c.at(0), c.at(1), c.at(2), c.at(3), c.at(4)});
+      result.costs.push_back(
+          {c.at(0), c.at(1), c.at(2), c.at(3), c.at(4), c.at(5), c.at(6), c.at(7)});
     }
     if (json.contains("captured")) {
       json.at("captured").get_to(result.captured);

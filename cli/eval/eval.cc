@@ -135,6 +135,7 @@ absl::StatusOr<nlohmann::ordered_json> Settings(const EvalOptions& o, const Mode
                                  {"shots", t.shots},
                                  {"max_new_tokens", t.max_new_tokens},
                                  {"attention_stride", o.attention_stride},
+                                 {"measure_recall", o.measure_recall},
                                  {"text", t.text_file},
                                  {"text_xxh3", *text_hash},
                                  {"file", t.file},
@@ -260,6 +261,7 @@ absl::Status Eval(EvalOptions o) {
                                 .unit = o.unit,
                                 .seed = o.task.seed,
                                 .attention_stride = o.attention_stride,
+                                .measure_recall = o.measure_recall,
                                 .kinds = Kinds(**tokenizer, files->config.vocab_size)},
                                *candidates);
   if (!session.ok()) return session.status();

@@ -18,7 +18,7 @@ struct EvalOptions {
   TaskSettings task;  // but for what the model says
   uint32_t attention_stride = 8;
   unsigned threads = 0;
-  bool quick = false;
+  bool quick = false, measure_recall = false;
   std::string state_file, html_file;
   bool json = false;
 };

@@ -66,6 +66,8 @@ class HeadPolicy {
 
   // Before the first step.
   virtual void Begin(const PromptStatistics& prompt) { (void)prompt; }
+  // Before Select, every head of a layer once: for policies whose heads decide together.
+  virtual void Look(const HeadStep& step) { (void)step; }
   // Once per step and token, in order.
   virtual void Select(const HeadStep& step, HeadSelection* selection) = 0;
   // What Select will have read beside rows, with so many tokens present: for budgets in bytes.
