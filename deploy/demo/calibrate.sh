@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Makes channels.json: which channels of K are labels, measured on text like the training's, which is the
 # King James Bible (Debian's package bible-kjv) with facts between the verses that are asked for later.
-#   deploy/demo/calibrate.sh [TEXT]     TEXT instead of what `bible` prints
+#   deploy/demo/calibrate.sh [TEXT [OUT [OPTION...]]]
+# TEXT instead of what `bible` prints; OUT instead of deploy/demo/channels.json; more options of `sparsekv calibrate`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-text=${1:-}
+text=${1:-} out=${2:-deploy/demo/channels.json}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 if [[ $text ]]; then cp "$text" "$work/book"; else bible -f Gen1:1-Rev22:21 >"$work/book"; fi
@@ -19,4 +20,4 @@ awk 'BEGIN { split("candle horse lamp river mantle bread ladder garden silver ba
     fact[NR] = "The number of " name " is " n "."; print fact[NR] }
   (NR - 40) in fact { print fact[NR - 40] }' "$work/book" >"$work/text"
 build/bin/sparsekv calibrate --model deploy/demo --text "$work/text" --max-tokens 32768 --label-channels 16 \
-  --out deploy/demo/channels.json
+  --out "$out" "${@:3}"
