@@ -99,9 +99,32 @@ std::vector<TokenKind> Kinds(const Tokenizer& tokenizer, uint32_t vocab) {
   return kinds;
 }
 
+absl::StatusOr<std::string> FileHash(const std::string& path);
+
+// Of the names and contents of dev/*.csv and test/*.csv, wherever the directory is.
+absl::StatusOr<std::string> DirectoryHash(const std::string& path) {
+  std::vector<std::string> names;
+  for (const char* part : {"dev", "test"}) {
+    std::error_code error;
+    for (const auto& entry : std::filesystem::directory_iterator(path + "/" + part, error)) {
+      if (entry.path().extension() != ".csv") continue;
+      names.push_back(absl::StrCat(part, "/", entry.path().filename().string()));
+    }
+  }
+  std::ranges::sort(names);
+  std::string all;
+  for (const std::string& name : names) {
+    auto hash = FileHash(absl::StrCat(path, "/", name));
+    if (!hash.ok()) return hash.status();
+    absl::StrAppend(&all, name, "\n", *hash, "\n");
+  }
+  return HexId(XXH3_64bits(all.data(), all.size()));
+}
+
 absl::StatusOr<std::string> FileHash(const std::string& path) {
   std::error_code error;
-  if (path.empty() || std::filesystem::is_directory(path, error)) return std::string();
+  if (path.empty()) return std::string();
+  if (std::filesystem::is_directory(path, error)) return DirectoryHash(path);
   auto text = ReadInput(path);
   if (!text.ok()) return text.status();
   return HexId(XXH3_64bits(text->data(), text->size()));
