@@ -110,6 +110,20 @@ TEST(Eval, JobsGiveWhatOneGives) {
   }
 }
 
+// Jobs that would have nothing to do take no memory: with rows and keys of 8192 tokens in float32,
+// a thousand would need 64 GiB.
+TEST(Eval, NoMoreJobsThanThereIsToDo) {
+  ScratchDir dir;
+  std::filesystem::create_directories(dir.path() + "/test");
+  Write(dir.path() + "/test/law_test.csv", "Who?,I,you,he,she,A\nWhat?,a,b,c,d,B\n");
+  const Arguments one = {"eval",   "--model",  kDemo,      "--task", "mmlu",
+                         "--file", dir.path(), "--shots",  "0",      "--context",
+                         "8192",   "--json",   "--policy", "random", "--jobs"};
+  const auto alone = RunBinary("sparsekv", With(one, {"1"}));
+  ASSERT_EQ(alone.code, 0) << alone.err;
+  EXPECT_EQ(RunBinary("sparsekv", With(one, {"1024"})).out, alone.out);
+}
+
 // More cases, policies and budgets than a state has: only what is missing is done.
 TEST(Eval, AStateIsWidened) {
   ScratchDir dir;

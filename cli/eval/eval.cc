@@ -16,7 +16,6 @@
 #include "cli/eval/report/report.h"
 #include "cli/eval/state_file.h"
 #include "cli/eval/sweep.h"
-#include "cli/local_memory.h"
 #include "gpu_worker/checkpoint/json_file.h"
 
 namespace sparsekv {
@@ -215,7 +214,7 @@ absl::Status CheckSizes(const EvalOptions& o, const ModelFiles& files) {
     return Bad(absl::StrCat("--context: ", o.task.context, " is less than ", kLeastContext));
   }
   if (o.tasks.empty()) return Bad("--task: none is given (or use --quick)");
-  return CheckLocalMemory(files, size_t{o.task.context} * o.jobs);
+  return absl::OkStatus();
 }
 
 TaskSettings SettingsOf(const std::string& name, const EvalOptions& o) {
@@ -247,9 +246,8 @@ absl::StatusOr<ChannelSets> LoadSets(const EvalOptions& o, const ModelFiles& fil
 
 Session::Options SessionOptions(const EvalOptions& o, const ModelFiles& files,
                                 const Tokenizer& tokenizer) {
-  const unsigned threads = o.threads ? o.threads : std::thread::hardware_concurrency();
   return {.max_tokens = o.task.context,
-          .threads = std::max(threads / o.jobs, 1u),
+          .threads = o.threads ? o.threads : std::thread::hardware_concurrency(),
           .unit = o.unit,
           .seed = o.task.seed,
           .attention_stride = o.attention_stride,

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "cli/local_memory.h"
 #include "cli/recall/seeded_random.h"
 #include "gpu_worker/random_checkpoint.h"
 
@@ -140,6 +141,14 @@ TEST_P(SessionTest, CostsAreCounted) {
   EXPECT_EQ(session->cost().bytes,
             heads * (kSteps * kBudget.rows * row + tokens * 4 * sizeof(uint16_t)));
   EXPECT_EQ(session->cost().dense_bytes, heads * tokens * row);
+}
+
+// What fits is judged by the rows of all sessions and by what they keep beside them.
+TEST_P(SessionTest, KeysAreCountedBesideRows) {
+  EXPECT_EQ(Session::KeyBytes(checkpoint_.files().config), 3 * 2 * 16 * sizeof(float));
+  EXPECT_TRUE(CheckLocalMemory(checkpoint_.files(), 1000, 384).ok());
+  const absl::Status status = CheckLocalMemory(checkpoint_.files(), 1000, size_t{1} << 50);
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
 }
 
 // A budget in bytes pays for labels too.
