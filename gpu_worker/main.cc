@@ -13,6 +13,7 @@
 #include "base/ids.h"
 #include "base/log.h"
 #include "base/version.h"
+#include "gpu_worker/backend_limits.h"
 #include "gpu_worker/device.h"
 #include "gpu_worker/step_loop.h"
 #include "gpu_worker/worker_service.h"
@@ -82,6 +83,7 @@ v1::WorkerHello MakeHello(const Options& options, const ModelFiles& files, const
   model->set_fingerprint(HexId(files.weights->fingerprint()));
   model->set_backend(std::string(device.backend->name()));
   model->set_double_sparsity(files.channels.has_value());
+  model->set_recall_targets(files.channels && WhyNoRecallTarget(*device.backend).empty());
   model->set_label_channels(files.channels ? files.channels->channels : 0);
   model->set_default_budget_denominator(kDefaultBudgetDenominator);
   model->set_host_row_bytes(segment.layout().pool_bytes());

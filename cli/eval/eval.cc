@@ -169,6 +169,7 @@ absl::StatusOr<nlohmann::ordered_json> Settings(const EvalOptions& o, const Mode
                                  {"shots", t.shots},
                                  {"max_new_tokens", t.max_new_tokens},
                                  {"attention_stride", o.attention_stride},
+                                 {"measure_recall", o.measure_recall},
                                  {"text", t.text_file},
                                  {"text_xxh3", *text_hash},
                                  {"file", t.file},
@@ -251,6 +252,7 @@ Session::Options SessionOptions(const EvalOptions& o, const ModelFiles& files,
           .unit = o.unit,
           .seed = o.task.seed,
           .attention_stride = o.attention_stride,
+          .measure_recall = o.measure_recall,
           .kinds = Kinds(tokenizer, files.config.vocab_size)};
 }
 

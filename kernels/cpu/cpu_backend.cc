@@ -59,6 +59,8 @@ class CpuBackend final : public Backend {
   void Extrapolate(const ExtrapolateArgs& args) override { cpu::Extrapolate(args, context_); }
   void ExpandQuery(const ExpandQueryArgs& args) override { cpu::ExpandQuery(args, context_); }
   void Cosine(const CosineArgs& args) override { cpu::Cosine(args, context_); }
+  void RowMass(const RowMassArgs& args) override { cpu::RowMass(args, context_); }
+  void CountScores(const ScoreHistogramArgs& args) override { cpu::CountScores(args, context_); }
   void Resolve(const ResolveArgs& args) override { cpu::Resolve(args, context_); }
   void CopyRows(const CopyRowsArgs& args) override { cpu::CopyRows(args, context_); }
   void Forget(const ForgetArgs& args) override { plain::Forget(args); }

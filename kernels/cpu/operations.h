@@ -42,6 +42,8 @@ void Attend(const AttendArgs& args, Context& context);
 void Extrapolate(const ExtrapolateArgs& args, Context& context);
 void ExpandQuery(const ExpandQueryArgs& args, Context& context);
 void Cosine(const CosineArgs& args, Context& context);
+void RowMass(const RowMassArgs& args, Context& context);
+void CountScores(const ScoreHistogramArgs& args, Context& context);
 void Resolve(const ResolveArgs& args, Context& context);
 void CopyRows(const CopyRowsArgs& args, Context& context);
 SampledToken Sample(const SampleArgs& args, Context& context);

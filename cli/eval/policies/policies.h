@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "cli/eval/policies/head_policy.h"
 #include "kernels/labels.h"
@@ -37,6 +38,12 @@ struct DoubleSparsityOptions {
 };
 std::unique_ptr<HeadPolicy> MakeDoubleSparsity(const HeadShape& shape,
                                                const DoubleSparsityOptions& options);
+
+// Double sparsity whose layers take as many rows as hold `target` of dense attention, up to the
+// budget: the worker's rule (gpu_worker/sequence_recall.h). [layers, kv_heads], by layer.
+std::vector<std::unique_ptr<HeadPolicy>> MakeAdaptive(
+    std::span<const HeadShape> shapes, std::span<const DoubleSparsityOptions> options,
+    double target);
 
 // How far StreamingLLM's first tokens stand from the query.
 enum class SinkDistance : uint8_t {

@@ -115,6 +115,42 @@ TEST(Policies, DoubleSparsityRanksByLabels) {
   }
 }
 
+// However many rows an adaptive layer takes: they are the best by labels, and in the mean of the
+// steps they hold what was asked for.
+TEST(Policies, AdaptiveTakesTheBestByLabels) {
+  for (int i = 0; i < kCases / 4; ++i) {
+    Case c(i);
+    const uint32_t r = c.shape.head_dim / 2;
+    std::vector<uint16_t> channels(r);
+    for (uint16_t n = 0; n < r; ++n) channels[n] = 2 * n;
+    const DoubleSparsityOptions options = {.channels = channels};
+    const double target = 0.6 + 0.05 * (i % 6);
+    auto heads = MakeAdaptive({&c.shape, 1}, {&options, 1}, target);
+    heads[0]->Begin(c.Prompt());
+    double held = 0;
+    constexpr int kSteps = 40;
+    for (int step = 0; step < kSteps; ++step) {
+      c.AddKey();
+      const auto q = c.Draw(c.shape.group);
+      heads[0]->Look({.q = q.data(), .keys = &*c.history, .rows = c.tokens()});
+      const HeadSelection got = c.Select(*heads[0], q, c.tokens());
+      Matrix rounded = c.keys;
+      for (Vector& key : rounded) {
+        for (double& x : key) x = FromBf16(ToBf16(static_cast<float>(x)));
+      }
+      const auto count = static_cast<uint32_t>(got.rows.size());
+      ASSERT_GE(count, std::min(c.tokens(), kSinkTokens + kRecentTokens + 1));
+      EXPECT_EQ(got.rows,
+                slow::DoubleSparsity(c.Queries(q), rounded, {channels.begin(), channels.end()},
+                                     count, kSinkTokens, kRecentTokens + 1))
+          << i;
+      const Vector attention = slow::Attention(c.Queries(q), c.keys, slow::All(c.tokens()));
+      for (uint32_t row : got.rows) held += attention[row] / kSteps;
+    }
+    EXPECT_GT(held, target - 0.05) << i;
+  }
+}
+
 // Uncorrected: what the prediction says of the tokens before the current one, and that.
 TEST(Policies, UncorrectedOffloadAttendsThePrediction) {
   for (int i = 0; i < kCases; ++i) {
