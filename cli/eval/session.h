@@ -67,6 +67,11 @@ class Session {
   static absl::Status Check(const ModelFiles& files, const Options& options,
                             const PolicySpec& policy);
 
+  // What a session keeps of a token beside its row: its keys, as policies read them.
+  static size_t KeyBytes(const ModelConfig& config) {
+    return sizeof(float) * config.layers * config.kv_heads * config.head_dim;
+  }
+
   // Computes a prefix, which may be empty.  REQUIRES: shorter than max_tokens.
   void Start(std::span<const uint32_t> prefix);
   // Goes back to the end of the prefix; the steps that follow attend as the candidate says.
