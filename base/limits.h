@@ -12,6 +12,7 @@ inline constexpr uint32_t kSinkTokens = 4;                         // always-set
 inline constexpr uint32_t kRecentTokens =
     64;  // always-set: last tokens, the current one beside them
 inline constexpr uint32_t kDefaultBudgetDenominator = 16;  // budget when a request names none: 1/16
+inline constexpr uint32_t kRecallBudgetDenominator = 4;    // the same, with a recall target
 
 inline constexpr uint32_t kMaxLayers = 1024;
 inline constexpr uint32_t kMaxHeadDim = 256;

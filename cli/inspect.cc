@@ -100,6 +100,7 @@ ordered_json DescribeChannels(const ModelFiles& files) {
   if (!files.channels) return nullptr;
   const ChannelConfig& channels = *files.channels;
   ordered_json described = {{"channels", channels.channels},
+                            {"label_format", Name(channels.label_format)},
                             {"criterion", channels.criterion},
                             {"pooling", Name(channels.pooling)},
                             {"calibration_tokens", channels.text.tokens}};

@@ -5,7 +5,6 @@
 #include "base/concat.h"
 #include "cli/inspect.h"
 #include "gpu_worker/device_weights.h"
-#include "kernels/labels.h"
 #include "kv_store/memory_check.h"
 
 namespace sparsekv {
@@ -69,8 +68,8 @@ ordered_json DescribeMemory(const ModelFiles& files) {
   ordered_json memory = {{"weight_bytes", DeviceWeightBytes(*files.weights)},
                          {"row_bytes_per_1000_tokens", block * 1000 / kBlockTokens}};
   if (files.channels) {
-    const LabelLayout labels{files.config.layers, files.config.kv_heads, files.channels->channels};
-    memory["label_bytes_per_1000_tokens"] = labels.page_bytes() * 1000 / kBlockTokens;
+    const size_t page = files.channels->label_layout().page_bytes();
+    memory["label_bytes_per_1000_tokens"] = page * 1000 / kBlockTokens;
   }
   const auto available = kv_store::AvailableMemory();
   const absl::Status cuda = files.CheckCuda();

@@ -120,10 +120,11 @@ void AddChannels(const ordered_json& report, Page* page) {
     page->Line("channels", "none: dense attention only; `sparsekv calibrate` makes them");
     return;
   }
-  page->Line("channels", Concat(Number(channels["channels"]), " of ", Number(report["head_dim"]),
-                                " are labels, criterion ", Text(channels["criterion"]),
-                                ", pooling ", Text(channels["pooling"]), ", calibrated on ",
-                                Number(channels["calibration_tokens"]), " tokens"));
+  page->Line("channels",
+             Concat(Number(channels["channels"]), " of ", Number(report["head_dim"]),
+                    " are labels in ", Text(channels["label_format"]), ", criterion ",
+                    Text(channels["criterion"]), ", pooling ", Text(channels["pooling"]),
+                    ", calibrated on ", Number(channels["calibration_tokens"]), " tokens"));
   if (!channels.contains("recall")) {
     page->Line("", "the file has no figures of what a budget loses");
     return;

@@ -8,12 +8,13 @@
 
 namespace sparsekv {
 
-// Whether rows of so many tokens fit this machine, before they are allocated in this process.
-inline absl::Status CheckLocalMemory(const ModelFiles& files, size_t tokens) {
+// Whether rows of so many tokens, and `beside` bytes of each token's own, fit this machine, before
+// they are allocated in this process.
+inline absl::Status CheckLocalMemory(const ModelFiles& files, size_t tokens, size_t beside = 0) {
   const auto blocks = static_cast<uint32_t>((tokens + kBlockTokens - 1) / kBlockTokens);
   const auto available = kv_store::AvailableMemory();
   if (!available.ok()) return available.status();
-  return kv_store::CheckMemory(files.Layout(blocks).pool_bytes(), *available);
+  return kv_store::CheckMemory(files.Layout(blocks).pool_bytes() + tokens * beside, *available);
 }
 
 }  // namespace sparsekv

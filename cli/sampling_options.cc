@@ -19,6 +19,10 @@ void SamplingOptions::AddTo(CLI::App* command) {
   command->add_option("--attention", attention, "default: the server's")
       ->check(CLI::IsMember({"dense", "double-sparsity"}));
   command->add_option("--budget", budget, "rows of a selection: K or 1/N; default the server's");
+  recall_target_set = command->add_option(
+      "--recall-target", recall_target,
+      "share of dense attention, 0 to 1, that selections are to hold; --budget is then the most "
+      "rows they may take, default 1/4");
 }
 
 absl::Status SamplingOptions::Apply(v1::GenerateRequest* request) const {
@@ -30,6 +34,7 @@ absl::Status SamplingOptions::Apply(v1::GenerateRequest* request) const {
   for (const std::string& text : stop) request->add_stop(text);
   if (attention == "dense") request->set_attention(v1::ATTENTION_DENSE);
   if (attention == "double-sparsity") request->set_attention(v1::ATTENTION_DOUBLE_SPARSITY);
+  if (recall_target_set->count() > 0) request->set_recall_target(recall_target);
   if (budget.empty()) return absl::OkStatus();
   uint32_t rows = 0, denominator = 0;
   const absl::Status status = ParseBudget(budget, &rows, &denominator);

@@ -18,7 +18,8 @@ struct SamplingOptions {
   uint64_t seed = 0;
   std::vector<std::string> stop;
   std::string attention, budget;
-  CLI::Option* seed_set = nullptr;
+  double recall_target = 0;
+  CLI::Option *seed_set = nullptr, *recall_target_set = nullptr;
 
   // The options; this outlives the parsing and what Apply is used for.
   void AddTo(CLI::App* command);

@@ -133,6 +133,7 @@ void AddOptions(CLI::App* app, ServeOptions* o) {
   app->add_option("--channels", o->channels_file,
                   "channel config; default MODEL/channels.json where it exists; none = dense only");
   app->add_flag("--no-graphs", o->no_graphs, "cuda: launch every kernel of a step by itself");
+  app->add_flag("--no-early-launch", o->no_early_launch, "cuda: begin kernels one after the other");
   app->add_option("--max-batch", o->max_batch, "sequences of one step")
       ->check(CLI::Range(1u, kMaxBatch))
       ->default_val(kMaxBatch);

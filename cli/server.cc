@@ -259,6 +259,7 @@ std::unique_ptr<ChildProcess> Server::DescribeWorker(uint32_t index) {
   if (cuda) {
     arguments.Add("--backend", "cuda").Add("--device", plan_.backend.devices[index]);
     if (options_.no_graphs) arguments.AddFlag("--no-graphs");
+    if (options_.no_early_launch) arguments.AddFlag("--no-early-launch");
   }
   if (const RowMode rows = options_.row_mode(cuda); !rows.in_place) {
     arguments.Add("--hot-rows", rows.hot_rows)

@@ -36,6 +36,7 @@ v1::SequenceStart MakeStart(const Request& request, const v1::AllocateResponse& 
   start.set_seed(params.seed);
   start.set_attention(params.attention);
   *start.mutable_budget() = params.budget;
+  start.set_recall_target(params.recall_target);
   start.set_top_logprobs(params.logprobs);
   start.set_want_logprobs(params.logprobs > 0);
   start.set_owner(request.owner);

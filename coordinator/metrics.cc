@@ -113,6 +113,12 @@ Metrics::Metrics(uint32_t workers)
                                     "Time in which a device waited for rows")),
       link_busy_seconds(Counter(registry_, "link_busy_seconds_total",
                                 "Time in which a link between host and device carried rows")),
+      recall_samples(Counter(registry_, "attention_recall_samples_total",
+                             "Layers of a step in which a selection was compared with dense "
+                             "attention")),
+      recall_fallbacks(Counter(registry_, "recall_fallbacks_total",
+                               "Layers of requests that missed their recall target within the "
+                               "budget and attended everything from then on")),
       host_kv_bytes_used(Gauge(registry_, "host_kv_bytes", kHostHelp, {{"state", "used"}})),
       host_kv_bytes_free(Gauge(registry_, "host_kv_bytes", kHostHelp, {{"state", "free"}})),
       store_up(Gauge(registry_, "store_up", "1 while the kv_store answers")),
@@ -126,6 +132,9 @@ Metrics::Metrics(uint32_t workers)
       prediction_overlap_(GaugeFamily(registry_, "prediction_overlap_ratio",
                                       "Of the selected rows that were not hot, the share that a "
                                       "prediction had brought, last measured")),
+      attention_recall_(GaugeFamily(registry_, "attention_recall_ratio",
+                                    "Share of dense attention that the selected rows held, mean "
+                                    "of the last epoch that sampled it")),
       prefetch_percent_(GaugeFamily(registry_, "prefetch_percent",
                                     "How many rows a layer's prediction takes, in percent of the "
                                     "budget; 0 = not predicted")),
@@ -185,6 +194,7 @@ void Metrics::AddLayers(uint32_t worker, uint32_t layers) {
                                        {"worker", std::to_string(worker)}};
     known.push_back({.similarity = &layer_similarity_.Add(labels),
                      .overlap = &prediction_overlap_.Add(labels),
+                     .recall = &attention_recall_.Add(labels),
                      .prefetch_percent = &prefetch_percent_.Add(labels),
                      .prefetch_enabled = &prefetch_enabled_.Add(labels)});
   }
@@ -209,8 +219,14 @@ void Metrics::CountEpoch(uint32_t worker, const v1::EpochStats& stats) {
     Add(rows_prefetch_cut, static_cast<double>(layer.cut()));
     Add(rows_missed, static_cast<double>(layer.missed()));
     Add(exposed_stall_seconds, layer.stall_s());
-    if (i < known.size() && layer.similarity_count() > 0) {
+    Add(recall_samples, layer.recall_samples());
+    Add(recall_fallbacks, layer.fell_back());
+    if (i >= known.size()) continue;
+    if (layer.similarity_count() > 0) {
       known[i].similarity->Set(layer.similarity_sum() / layer.similarity_count());
+    }
+    if (layer.recall_samples() > 0) {
+      known[i].recall->Set(layer.recall_sum() / layer.recall_samples());
     }
   }
 }

@@ -29,6 +29,7 @@ class Metrics {
   struct Layer {
     prometheus::Gauge* similarity = nullptr;
     prometheus::Gauge* overlap = nullptr;
+    prometheus::Gauge* recall = nullptr;
     prometheus::Gauge* prefetch_percent = nullptr;
     prometheus::Gauge* prefetch_enabled = nullptr;
   };
@@ -41,7 +42,7 @@ class Metrics {
   // Adds what is missing.
   void AddLayers(uint32_t worker, uint32_t layers);
   const std::vector<Layer>& layers(uint32_t worker) const { return layers_.at(worker); }
-  // The sums of one report, and its layers' similarity.
+  // The sums of one report, and its layers' similarity and recall.
   void CountEpoch(uint32_t worker, const v1::EpochStats& stats);
 
   prometheus::Gauge& ready;
@@ -68,6 +69,8 @@ class Metrics {
   prometheus::Counter& gather_requests_refused;
   prometheus::Counter& exposed_stall_seconds;
   prometheus::Counter& link_busy_seconds;
+  prometheus::Counter& recall_samples;
+  prometheus::Counter& recall_fallbacks;
   prometheus::Gauge& host_kv_bytes_used;
   prometheus::Gauge& host_kv_bytes_free;
   prometheus::Gauge& store_up;
@@ -86,6 +89,7 @@ class Metrics {
 
   prometheus::Family<prometheus::Gauge>& layer_similarity_;
   prometheus::Family<prometheus::Gauge>& prediction_overlap_;
+  prometheus::Family<prometheus::Gauge>& attention_recall_;
   prometheus::Family<prometheus::Gauge>& prefetch_percent_;
   prometheus::Family<prometheus::Gauge>& prefetch_enabled_;
   std::vector<std::vector<Layer>> layers_;  // by worker

@@ -56,6 +56,25 @@ absl::Status ValidateStops(const v1::GenerateRequest& request, GenerateParams* p
   return absl::OkStatus();
 }
 
+// REQUIRES: params->attention is set.
+absl::Status ValidateRecallTarget(const v1::GenerateRequest& request, const ServedModel& model,
+                                  GenerateParams* params) {
+  if (!request.has_recall_target()) return absl::OkStatus();
+  const double target = request.recall_target();
+  if (!(target > 0 && target < 1)) {
+    return Invalid("recall_target: ", target, " is not within (0, 1)");
+  }
+  if (params->attention != v1::ATTENTION_DOUBLE_SPARSITY) {
+    return Invalid("recall_target: ", target, " needs attention double-sparsity");
+  }
+  if (!model.info.recall_targets()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("recall_target: is not in this version of backend ", model.info.backend()));
+  }
+  params->recall_target = target;
+  return absl::OkStatus();
+}
+
 absl::Status ValidateAttention(const v1::GenerateRequest& request, const ServedModel& model,
                                GenerateParams* params) {
   switch (request.attention()) {
@@ -76,6 +95,9 @@ absl::Status ValidateAttention(const v1::GenerateRequest& request, const ServedM
     default:
       return Invalid("attention: ", static_cast<int>(request.attention()), " is not known");
   }
+  if (absl::Status status = ValidateRecallTarget(request, model, params); !status.ok()) {
+    return status;
+  }
   params->budget = request.budget();
   switch (request.budget().value_case()) {
     case v1::Budget::kRows:
@@ -87,7 +109,8 @@ absl::Status ValidateAttention(const v1::GenerateRequest& request, const ServedM
       }
       break;
     case v1::Budget::VALUE_NOT_SET:
-      params->budget.set_fraction_denominator(model.default_budget_denominator);
+      params->budget.set_fraction_denominator(
+          params->recall_target > 0 ? kRecallBudgetDenominator : model.default_budget_denominator);
       break;
   }
   return absl::OkStatus();

@@ -34,6 +34,7 @@ struct GenerateParams {
   std::vector<uint32_t> stop_token_ids;
   v1::Attention attention = v1::ATTENTION_DENSE;
   v1::Budget budget;
+  double recall_target = 0;  // 0 = none
   uint32_t logprobs = 0;
 
   uint32_t tokens() const { return static_cast<uint32_t>(prompt_ids.size()) + max_new_tokens; }

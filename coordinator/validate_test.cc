@@ -28,6 +28,8 @@ ServedModel Model() {
   model.info.set_vocab_size(4096);
   model.info.set_context(4096);
   model.info.set_double_sparsity(true);
+  model.info.set_recall_targets(true);
+  model.info.set_backend("cpu (test)");
   model.eos_token_ids = {2};
   return model;
 }
@@ -64,6 +66,27 @@ TEST(Prepare, DenseIsTheDefaultWithoutChannels) {
   auto request = Good();
   request.set_attention(v1::ATTENTION_DOUBLE_SPARSITY);
   EXPECT_EQ(PrepareIt(request, model).status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+// The budget is then the most that may be taken, and larger when nobody says.
+TEST(Prepare, RecallTargets) {
+  EXPECT_EQ(PrepareIt(Good())->recall_target, 0);
+  auto request = Good();
+  request.set_recall_target(0.98);
+  EXPECT_EQ(PrepareIt(request)->recall_target, 0.98);
+  EXPECT_EQ(PrepareIt(request)->budget.fraction_denominator(), 4u);
+  request.mutable_budget()->set_rows(300);
+  EXPECT_EQ(PrepareIt(request)->budget.rows(), 300u);
+
+  ServedModel model = Model();
+  model.info.set_recall_targets(false);
+  model.info.set_backend("cuda");
+  const absl::Status status = PrepareIt(request, model).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(status.message(), "recall_target: is not in this version of backend cuda");
+  model.info.set_double_sparsity(false);
+  EXPECT_EQ(PrepareIt(request, model).status().message(),
+            "recall_target: 0.98 needs attention double-sparsity");
 }
 
 TEST(Prepare, TakesWhatTheRequestSays) {
@@ -117,6 +140,18 @@ using Request = v1::GenerateRequest;
 
 const BadInput kBadInputs[] = {
     {"NoPrompt", [](Request& r) { r.clear_prompt(); }, "prompt: neither text nor token_ids is set"},
+    {"RecallOfNothing", [](Request& r) { r.set_recall_target(0); },
+     "recall_target: 0 is not within (0, 1)"},
+    {"RecallOfAll", [](Request& r) { r.set_recall_target(1); },
+     "recall_target: 1 is not within (0, 1)"},
+    {"RecallNan", [](Request& r) { r.set_recall_target(kNan); },
+     "recall_target: nan is not within (0, 1)"},
+    {"RecallOfDense",
+     [](Request& r) {
+       r.set_attention(v1::ATTENTION_DENSE);
+       r.set_recall_target(0.5);
+     },
+     "recall_target: 0.5 needs attention double-sparsity"},
     {"EmptyText", [](Request& r) { r.set_text(""); }, "prompt: is empty"},
     {"EmptyIds", [](Request& r) { r.mutable_token_ids()->clear_ids(); }, "prompt: is empty"},
     {"NoTokens", [](Request& r) { r.set_text("nothing"); }, "prompt.text: yields no tokens"},

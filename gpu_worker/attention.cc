@@ -18,9 +18,7 @@ Attention::Attention(const Options& options)
       inverse_frequency_(config_.InverseFrequency()),
       long_inverse_frequency_(config_.InverseFrequency(true)),
       counts_(options.config->layers) {
-  if (options.channels) {
-    label_layout_ = {config_.layers, config_.kv_heads, options.channels->channels};
-  }
+  if (options.channels) label_layout_ = options.channels->label_layout();
 }
 
 void Attention::BeginPass(std::span<const StepItem> items, std::span<const uint32_t> first) {
@@ -67,7 +65,7 @@ void Attention::Run(uint32_t layer) {
   std::vector<Selecting> selecting, judged;
   for (uint32_t i = 0; i < items_.size(); ++i) {
     const StepItem& item = items_[i];
-    if (item.budget.dense()) continue;
+    if (dense(layer, item)) continue;
     CHECK_EQ(item.ids.size(), size_t{1});
     const uint32_t tokens = item.position + 1, first = item.First(config_.window(layer));
     const Selecting one = {i, tokens, first, item.budget.At(tokens, first)};
@@ -148,28 +146,35 @@ const uint16_t* Attention::Channels(uint32_t layer) const {
 }
 
 void Attention::AttendDense(uint32_t layer) {
-  std::vector<AttendArgs::Item> dense;
+  std::vector<AttendArgs::Item> attending;
   for (size_t i = 0; i < items_.size(); ++i) {
     const StepItem& item = items_[i];
-    if (!item.budget.dense()) continue;
+    if (!dense(layer, item)) continue;
+    const uint32_t first = item.First(config_.window(layer));
+    // A layer that fell back has no room on the device for all of an offloaded sequence's rows.
+    const bool in_segment = item.offloaded() && !item.budget.dense();
     AttendArgs::Item attend = {.span = Span(i), .rows = HostRows(layer, item)};
     if (item.prefill_block != kNoPrefill) {
       attend.rows = PrefillRows(item.prefill_block);
-    } else if (item.device) {
+    } else if (item.device && !in_segment) {
       attend.rows = item.device->Rows(layer);
     }
-    dense.push_back(attend);
+    attending.push_back(attend);
+    if (!item.budget.dense()) {
+      item.recall->set_rows(layer, item.position + 1 - first);
+      if (item.recall->Samples(layer, item.position)) Sampled(layer, item, 1);
+    }
     if (!item.counts) continue;
     if (item.offloaded()) {
       CHECK_EQ(item.ids.size(), size_t{1});
-      options_.fetcher->Stream(layer, item, item.First(config_.window(layer)), item.position,
-                               attend.rows, &counts_[layer]);
+      options_.fetcher->Stream(layer, item, first, item.position,
+                               in_segment ? nullptr : &attend.rows, &counts_[layer]);
       if (progress_) progress_();
     } else {
-      CountHere(layer, item, item.position + 1 - item.First(config_.window(layer)));
+      CountHere(layer, item, item.position + 1 - first);
     }
   }
-  if (!dense.empty()) Attend(layer, dense, 0);
+  if (!attending.empty()) Attend(layer, attending, 0);
 }
 
 // Room for a list of so many tokens; coarse on a device, whose steps should look alike as sequences
@@ -180,7 +185,7 @@ size_t Attention::StrideFor(uint32_t tokens) const {
   return std::min<size_t>((tokens + kStep - 1) / kStep * kStep, config_.max_context);
 }
 
-void Attention::ForEachRound(uint32_t layer, bool predicted, std::span<const Selecting> all,
+void Attention::ForEachRound(uint32_t layer, bool predicted, std::span<Selecting> all,
                              const Use& use) {
   for (size_t from = 0; from < all.size();) {
     size_t to = from, stride = 0;
@@ -198,7 +203,7 @@ void Attention::ForEachRound(uint32_t layer, bool predicted, std::span<const Sel
   }
 }
 
-void Attention::ScoreAndSelect(uint32_t layer, bool predicted, std::span<const Selecting> round,
+void Attention::ScoreAndSelect(uint32_t layer, bool predicted, std::span<Selecting> round,
                                size_t stride) {
   CHECK(options_.channels != nullptr);
   const Lists& to = lists(predicted);
@@ -218,18 +223,27 @@ void Attention::ScoreAndSelect(uint32_t layer, bool predicted, std::span<const S
                       .selection = to.selection + offset,
                       .first = round[n].first});
   }
-  backend_.ScoreSelect({.q = to.q,
-                        .kv_heads = config_.kv_heads,
-                        .group = config_.heads / config_.kv_heads,
-                        .head_dim = config_.head_dim,
-                        .channels = Channels(layer),
-                        .pooling = options_.channels->pooling,
-                        .score_stride = stride,
-                        .items = score},
-                       {.kv_heads = config_.kv_heads,
-                        .score_stride = stride,
-                        .selection_stride = stride,
-                        .items = select});
+  const ScoreLabelsArgs scoring = {.q = to.q,
+                                   .kv_heads = config_.kv_heads,
+                                   .group = config_.heads / config_.kv_heads,
+                                   .head_dim = config_.head_dim,
+                                   .channels = Channels(layer),
+                                   .pooling = options_.channels->pooling,
+                                   .score_stride = stride,
+                                   .items = score};
+  const SelectArgs selecting = {.kv_heads = config_.kv_heads,
+                                .score_stride = stride,
+                                .selection_stride = stride,
+                                .items = select};
+  const auto chooses = [&](const Selecting& one) { return adaptive(one.index); };
+  if (predicted || std::ranges::none_of(round, chooses)) {
+    return backend_.ScoreSelect(scoring, selecting);
+  }
+  // How many rows is known when the scores are.
+  backend_.ScoreLabels(scoring);
+  ChooseCounts(layer, round, stride);
+  for (size_t n = 0; n < round.size(); ++n) select[n].count = round[n].count;
+  backend_.Select(selecting);
 }
 
 void Attention::ShowLists(uint32_t layer, bool predicted, std::span<const Selecting> round,
@@ -259,6 +273,7 @@ RowFetcher::Request Attention::RequestFor(const Selecting& selecting, bool predi
 // The rows of the true selection, wherever they are; those of offloaded items are brought first.
 void Attention::AttendSelected(uint32_t layer, std::span<const Selecting> round, size_t stride) {
   if (measure_) JudgePrediction(layer, round, stride);
+  SampleRecall(layer, round, stride);
   std::vector<AttendArgs::Item> attend;
   std::vector<RowFetcher::Request> requests;
   std::vector<AppendRowsArgs::Item> current;

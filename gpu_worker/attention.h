@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -8,6 +9,7 @@
 
 #include "gpu_worker/channel_config.h"
 #include "gpu_worker/checkpoint/model_config.h"
+#include "gpu_worker/mass_curve.h"
 #include "gpu_worker/query_predictor.h"
 #include "gpu_worker/row_fetcher.h"
 #include "gpu_worker/scratch.h"
@@ -39,6 +41,7 @@ class Attention {
     RowLayout prefill_layout;                   // one layer
     std::byte* prefill = nullptr;               // prefill_layout.pool_bytes()
     const uint32_t* prefill_blocks = nullptr;   // 0, 1, ...: its blocks in order, on the device
+    float* row_mass = nullptr;  // [max_context]; null: recall is not sampled (StepItem::recall)
     Timeline* timeline = nullptr;
   };
   explicit Attention(const Options& options);
@@ -97,6 +100,9 @@ class Attention {
     uint32_t tokens = 0;
     uint32_t first = 0;  // those before it are outside of the layer's window
     uint32_t count = 0;
+    // Where the sequence has a recall target and a choice: what the budget allows, and how many
+    // rows beside the always-set the label scores ask for.
+    uint32_t most = 0, estimated = 0;
   };
   // Where a list is made and what becomes of it: the step's own, or its predictions'.
   struct Lists {
@@ -114,9 +120,8 @@ class Attention {
   void AttendPredicted(uint32_t layer, uint32_t index);
   // Scores and selects in rounds that fit the scratch, and hands each round on, its lists in
   // Lists::selection, [round][kv_heads, stride].
-  void ForEachRound(uint32_t layer, bool predicted, std::span<const Selecting> all, const Use& use);
-  void ScoreAndSelect(uint32_t layer, bool predicted, std::span<const Selecting> round,
-                      size_t stride);
+  void ForEachRound(uint32_t layer, bool predicted, std::span<Selecting> all, const Use& use);
+  void ScoreAndSelect(uint32_t layer, bool predicted, std::span<Selecting> round, size_t stride);
   void ShowLists(uint32_t layer, bool predicted, std::span<const Selecting> round, size_t stride);
   void Attend(uint32_t layer, std::span<const AttendArgs::Item> items, size_t stride);
 
@@ -135,6 +140,19 @@ class Attention {
   RowFetcher::Request RequestFor(const Selecting& selecting, bool predicted, size_t n,
                                  size_t stride) const;
   void CountHere(uint32_t layer, const StepItem& item, uint64_t rows_per_head);
+  // attention_recall.cc
+  bool adaptive(uint32_t index) const;
+  bool dense(uint32_t layer, const StepItem& item) const;
+  void ChooseCounts(uint32_t layer, std::span<Selecting> round, size_t stride);
+  uint32_t EstimatedRows(uint32_t layer, const Selecting& one) const;
+  double LogitsPerScore(uint32_t layer, uint32_t token, uint32_t kv_head) const;
+  const float* Query(uint32_t token, uint32_t kv_head) const;
+  void CountScores(const Selecting& one, const float* scores, size_t stride);
+  void SampleRecall(uint32_t layer, std::span<const Selecting> round, size_t stride);
+  void Sampled(uint32_t layer, const StepItem& item, double held);
+  double Measure(uint32_t layer, const Selecting& one, size_t offset, size_t stride);
+  std::array<double, kScoreBins> BinMass(const ScoreHistogram& histogram, const float* scores,
+                                         uint32_t begin, uint32_t end) const;
   void KeepPrediction(uint32_t layer, std::span<const Selecting> round, size_t stride);
   void JudgePrediction(uint32_t layer, std::span<const Selecting> round, size_t stride);
 
@@ -184,6 +202,7 @@ class Attention {
   std::vector<Judged> judged_;
   std::vector<uint32_t> guessed_;  // marks: the layer's input has been used, [layers so far]
   std::vector<uint32_t> common_seen_;
+  std::vector<ScoreHistogram> histograms_;  // [kv_heads], of one item
 
   std::function<void()> progress_;
   SelectionHook on_selection_;

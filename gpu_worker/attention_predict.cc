@@ -20,17 +20,21 @@ const LayerPolicy& Attention::policy(uint32_t layer) const {
 }
 
 bool Attention::uncorrected(uint32_t layer, uint32_t index) const {
-  return options_.fetcher && policy(layer).uncorrected && options_.fetcher->predicted(layer, index);
+  return options_.fetcher && policy(layer).uncorrected && !adaptive(index) &&
+         options_.fetcher->predicted(layer, index);
 }
 
 // Rows to predict among the tokens before the current one, in the window that it will have.
 // Uncorrected, the current one comes on top and all stay within the budget, but for one row where
-// that is the always-set.
+// that is the always-set. With a recall target: about as many as in the last step.
 uint32_t Attention::PredictedCount(uint32_t layer, const StepItem& item) const {
   const LayerPolicy& plan = policy(layer);
   const uint32_t before = item.position, first = item.First(config_.window(layer));
-  const uint64_t budget = item.budget.At(item.position + 1, first);
-  const uint64_t wanted = plan.uncorrected ? budget - 1 : budget * plan.prefetch_percent / 100;
+  const bool chosen = item.recall && item.recall->adaptive() && item.recall->rows(layer) > 0;
+  const uint64_t budget =
+      chosen ? item.recall->rows(layer) : item.budget.At(item.position + 1, first);
+  const uint64_t wanted =
+      plan.uncorrected && !chosen ? budget - 1 : budget * plan.prefetch_percent / 100;
   const uint32_t most = std::min(before - first, item.device->slots - 1);
   return static_cast<uint32_t>(
       std::clamp<uint64_t>(wanted, std::min(AlwaysSetSize(before, first), most), most));
@@ -93,7 +97,7 @@ void Attention::PredictRows(uint32_t layer, std::span<const uint32_t> positions)
   for (uint32_t i = 0; i < items_.size(); ++i) {
     const StepItem& item = items_[i];
     const uint32_t first = item.First(config_.window(layer));
-    if (item.budget.dense() || !item.offloaded() || item.position == first) continue;
+    if (dense(layer, item) || !item.offloaded() || item.position == first) continue;
     selecting.push_back({i, item.position, first, PredictedCount(layer, item)});
   }
   options_.predictor->Project(layer, static_cast<uint32_t>(positions.size()), scratch_.ahead);

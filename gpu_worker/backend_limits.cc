@@ -24,4 +24,12 @@ std::string WhyNotOnCuda(const ModelConfig& config) {
   return "";
 }
 
+// Selections of one step would differ in length from layer to layer, by what their scores say: a
+// device's graph has the counts as data of the step, which the host writes before it, and neither
+// RowMass nor CountScores is there.
+std::string WhyNoRecallTarget(const Backend& backend) {
+  if (backend.host_memory()) return "";
+  return "recall_target: is not in this version of backend cuda";
+}
+
 }  // namespace sparsekv

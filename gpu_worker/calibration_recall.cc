@@ -79,10 +79,11 @@ std::vector<float> RecallMeter::MakeLabels(const HeadSample& sample, const Label
   return labels;
 }
 
-void RecallMeter::Score(const HeadSample& sample, size_t query, const uint16_t* channels,
+void RecallMeter::Score(const HeadSample& sample, size_t query, const LabelChoice& choice,
                         const std::vector<float>& labels, std::vector<float>* scores) const {
   const HeadSample::Range seen = sample.Seen(query);
-  const auto count = static_cast<uint32_t>(labels.size() / sample.tokens);
+  const uint16_t* channels = Channels(sample, choice);
+  const uint32_t count = choice.channels;
   const float scale = 1 / std::sqrt(static_cast<float>(head_dim_));  // kernels/labels.h
   std::vector<float> one(sample.tokens), q(count);
   for (uint32_t h = 0; h < sample.group; ++h) {
@@ -95,6 +96,7 @@ void RecallMeter::Score(const HeadSample& sample, size_t query, const uint16_t* 
       const float norm = std::sqrt(squares);
       for (float& x : q) x = norm == 0 ? 0 : x / norm;
     }
+    RoundQuery(choice.format, q);
     std::fill(one.begin(), one.end(), 0.0f);
     for (uint32_t i = 0; i < count; ++i) {
       const float* label = labels.data() + size_t{i} * sample.tokens;
@@ -131,7 +133,7 @@ void RecallMeter::Add(const HeadSample& sample) {
       if (t < seen.low || t >= seen.high) always += attention[t];
     }
     for (size_t choice = 0; choice < labels.size(); ++choice) {
-      Score(sample, i, Channels(sample, options_.choices[choice]), labels[choice], &scores);
+      Score(sample, i, options_.choices[choice], labels[choice], &scores);
       AddRecalls(seen, scores, attention, options_.denominators, always, &values_[head]);
     }
     AddRecalls(seen, attention, attention, options_.denominators, always, &values_[head]);

@@ -3,9 +3,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "gpu_worker/calibration_labels.h"
 #include "gpu_worker/calibration_sample.h"
 #include "gpu_worker/checkpoint/model_config.h"
+#include "kernels/label_codes.h"
 #include "kernels/labels.h"
 
 namespace sparsekv {
@@ -49,7 +49,7 @@ class RecallMeter {
   // `labels` of one choice, [channels, tokens].
   std::vector<float> MakeLabels(const HeadSample& sample, const LabelChoice& choice,
                                 const uint16_t* channels) const;
-  void Score(const HeadSample& sample, size_t query, const uint16_t* channels,
+  void Score(const HeadSample& sample, size_t query, const LabelChoice& choice,
              const std::vector<float>& labels, std::vector<float>* scores) const;
   const uint16_t* Channels(const HeadSample& sample, const LabelChoice& choice) const;
 

@@ -9,11 +9,11 @@
 #include <set>
 
 #include "gpu_worker/budget.h"
-#include "gpu_worker/calibration_labels.h"
 #include "gpu_worker/calibration_published.h"
 #include "gpu_worker/calibration_recall.h"
 #include "gpu_worker/channel_config.h"
 #include "kernels/half.h"
+#include "kernels/label_codes.h"
 #include "kernels/reference/operations.h"
 
 namespace sparsekv {
@@ -237,42 +237,12 @@ TEST(Calibration, PublishedStatisticsHaveTheirDefects) {
   }
 }
 
-TEST(Calibration, LabelsReadBackToTheNearestCode) {
-  EXPECT_EQ(LabelBytes(LabelFormat::kBf16, 8), 16u);
-  EXPECT_EQ(LabelBytes(LabelFormat::kInt8, 8), 12u);
-  EXPECT_EQ(LabelBytes(LabelFormat::kInt4, 8), 8u);
-  EXPECT_EQ(LabelBytes(LabelFormat::kInt2, 6), 6u);  // 12 bits are 2 bytes
-  for (uint64_t seed = 0; seed < 50; ++seed) {
-    const std::vector<float> exact = RandomValues(1 + seed % 9, seed);
-    const auto [low, high] = std::ranges::minmax(exact);
-    for (const auto& [format, levels] : std::map<LabelFormat, float>{
-             {LabelFormat::kInt8, 255.f}, {LabelFormat::kInt4, 15.f}, {LabelFormat::kInt2, 3.f}}) {
-      std::vector<float> label = exact;
-      RoundLabel(format, label);
-      for (size_t i = 0; i < label.size(); ++i) {
-        // Half a step, and what float16 rounds of step and least.
-        const float bound =
-            (high - low) / levels / 2 + 2e-3f * (high - low) + 2e-3f * std::fabs(low);
-        EXPECT_NEAR(label[i], exact[i], bound + 1e-6f) << Name(format);
-      }
-      std::set<float> values(label.begin(), label.end());
-      EXPECT_LE(values.size(), static_cast<size_t>(levels) + 1);
-    }
-    std::vector<float> label = exact;
-    RoundLabel(LabelFormat::kBf16, label);
-    for (size_t i = 0; i < label.size(); ++i) EXPECT_EQ(label[i], Rounded(exact[i], DType::kBF16));
-  }
-  std::vector<float> same = {1.5f, 1.5f};
-  RoundLabel(LabelFormat::kInt2, same);
-  EXPECT_EQ(same, (std::vector<float>{1.5f, 1.5f}));
-}
-
 // The serving operations' own reference chooses the rows.
 double SlowRecall(const HeadSample& s, size_t i, const std::vector<uint16_t>& channels,
                   LabelFormat format, Pooling pooling, uint32_t denominator) {
   const uint32_t present = s.positions[i] + 1, first = s.Seen(i).first;
   const auto count = static_cast<uint32_t>(channels.size());
-  const LabelLayout layout = {.layers = 1, .kv_heads = 1, .channels = count};
+  const LabelLayout layout = {.layers = 1, .kv_heads = 1, .channels = count, .format = format};
   std::vector<std::vector<std::byte>> pages((present + kBlockTokens - 1) / kBlockTokens,
                                             std::vector<std::byte>(layout.page_bytes()));
   std::vector<std::byte*> table;
@@ -280,11 +250,7 @@ double SlowRecall(const HeadSample& s, size_t i, const std::vector<uint16_t>& ch
   for (uint32_t t = 0; t < present; ++t) {
     std::vector<float> label;
     for (uint16_t c : channels) label.push_back(s.Channel(c)[t]);
-    RoundLabel(format, label);
-    for (uint32_t c = 0; c < count; ++c) {
-      StoreValue(table[t / kBlockTokens], c * kBlockTokens + t % kBlockTokens, DType::kBF16,
-                 label[c]);
-    }
+    StoreLabel(layout, table[t / kBlockTokens], t % kBlockTokens, label);
   }
   std::vector<float> scores(present);
   const ScoreLabelsArgs::Item item = {.tokens = present,
@@ -324,19 +290,24 @@ TEST(Calibration, RecallIsWhatTheServedSelectionCatches) {
       std::vector<double> worth(64);
       for (uint32_t c = 0; c < 64; ++c) worth[c] = (c * 7 + seed) % 64;
       const auto order = OrderChannels(worth, false);
-      RecallMeter meter(model, {.orders = {order},
-                                .choices = {{0, 8, LabelFormat::kBf16}, {0, 3, LabelFormat::kBf16}},
-                                .denominators = {2, 4},
-                                .pooling = pooling});
+      const std::vector<LabelChoice> choices = {{0, 8, LabelFormat::kBf16},
+                                                {0, 3, LabelFormat::kBf16},
+                                                {0, 8, LabelFormat::kInt8},
+                                                {0, 13, LabelFormat::kInt4},
+                                                {0, 16, LabelFormat::kInt2}};
+      RecallMeter meter(
+          model,
+          {.orders = {order}, .choices = choices, .denominators = {2, 4}, .pooling = pooling});
       meter.Add(s);
       ASSERT_EQ(meter.queries(), 4u);
-      for (size_t choice : {0u, 1u}) {
-        const std::vector<uint16_t> channels(order.begin(), order.begin() + (choice ? 3 : 8));
+      for (size_t choice = 0; choice < choices.size(); ++choice) {
+        const std::vector<uint16_t> channels(order.begin(),
+                                             order.begin() + choices[choice].channels);
         for (size_t budget : {0u, 1u}) {
           double mean = 0;
           for (size_t i = 0; i < 4; ++i) {
             const double slow =
-                SlowRecall(s, i, channels, LabelFormat::kBf16, pooling, budget ? 4 : 2);
+                SlowRecall(s, i, channels, choices[choice].format, pooling, budget ? 4 : 2);
             EXPECT_NEAR(meter.PerQuery(choice, budget)[i], slow, 1e-4);
             mean += slow / 4;
           }

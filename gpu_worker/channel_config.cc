@@ -116,10 +116,12 @@ absl::StatusOr<ChannelConfig> LoadOurs(JsonFields& fields, const ModelConfig& mo
   ExpectModelSize(fields, "layers", model.layers);
   ExpectModelSize(fields, "kv_heads", model.kv_heads);
   ExpectModelSize(fields, "head_dim", model.head_dim);
-  if (fields.String("label_format") != "bf16") {
-    fields.Refuse("label_format", "is not supported (supported: bf16)");
-  }
   ChannelConfig config;
+  if (const auto format = ParseLabelFormat(fields.StringOr("label_format", "bf16")); format) {
+    config.label_format = *format;
+  } else {
+    fields.Refuse("label_format", "is not known (known: bf16, int8, int4, int2)");
+  }
   config.channels = fields.Unsigned("channels", 1, model.head_dim);
   if (const auto pooling = ParsePooling(fields.String("pooling")); pooling) {
     config.pooling = *pooling;
@@ -312,7 +314,7 @@ absl::Status ChannelConfig::Save(const std::string& path, uint64_t fingerprint) 
       {"kv_heads", kv_heads},
       {"head_dim", head_dim},
       {"channels", channels},
-      {"label_format", "bf16"},
+      {"label_format", Name(label_format)},
       {"pooling", Name(pooling)},
       {"criterion", criterion},
       {"text", {{"xxh3", HexId(text.xxh3)}, {"tokens", text.tokens}}},

@@ -24,7 +24,8 @@ std::optional<Pooling> ParsePooling(std::string_view name);
 //   "format": "sparsekv-channels", "version": 1,
 //   "fingerprint": 16 hexadecimal digits of the model (Weights::fingerprint),
 //   "layers", "kv_heads", "head_dim": the model's, "channels": r, how many of each order are
-//   labels, "label_format": "bf16", "pooling": as above, "criterion": what was measured, e.g. "qk",
+//   labels, "label_format": "bf16" (where absent), "int8", "int4" or "int2", "pooling": as above,
+//   "criterion": what was measured, e.g. "qk",
 //   "text": {"xxh3": 16 digits, "tokens": N}, the calibration text,
 //   "context": tokens of one context of it (optional),
 //   "recall" (optional): recall of attention mass on text that was held out, {"budget_denominator":
@@ -48,6 +49,7 @@ struct ChannelConfig {
   uint32_t kv_heads = 0;
   uint32_t head_dim = 0;
   uint32_t channels = 0;  // r, 1..head_dim
+  LabelFormat label_format = LabelFormat::kBf16;
   Pooling pooling = Pooling::kMaxNormalised;
   std::string criterion;
   Text text;
@@ -57,8 +59,9 @@ struct ChannelConfig {
   std::vector<uint16_t> channel_ids;  // [layers, kv_heads, channels], the first of each order
 
   const uint16_t* Layer(uint32_t layer) const;  // [kv_heads, channels]
+  LabelLayout label_layout() const { return {layers, kv_heads, channels, label_format}; }
 
-  // max(2, head_dim / 16): 1/32 of a row's bytes where rows are bf16, as labels are.
+  // max(2, head_dim / 16): 1/32 of a row's bytes where rows and labels are bf16.
   static uint32_t DefaultChannels(uint32_t head_dim);
 
   // Takes the first `count` of each order as labels.  REQUIRES: 1 <= count <= head_dim.

@@ -133,6 +133,29 @@ TEST(ChannelConfig, EveryPoolingHasAName) {
   EXPECT_FALSE(ParsePooling("mean").has_value());
 }
 
+TEST(ChannelConfig, LabelsAreOfAFormat) {
+  const ModelConfig model = Model(2, 2, 2, 8);
+  for (LabelFormat format : kLabelFormats) {
+    TempDir dir;
+    ChannelConfig config = Small();
+    config.label_format = format;
+    ASSERT_TRUE(config.Save(dir.File("c.json"), kFingerprint).ok());
+    const auto loaded = ChannelConfig::Load(dir.File("c.json"), model, kFingerprint);
+    ASSERT_TRUE(loaded.ok()) << loaded.status();
+    EXPECT_EQ(loaded->label_format, format);
+    EXPECT_EQ(loaded->label_layout().page_bytes(),
+              LabelBytes(format, config.channels) * kBlockTokens * 2 * 2);
+  }
+  // Files that name none are of before there was a choice.
+  TempDir dir;
+  json object = json::parse(SavedWith(json::object()));
+  object.erase("label_format");
+  WriteFile(dir.File("c.json"), object.dump());
+  const auto loaded = ChannelConfig::Load(dir.File("c.json"), model, kFingerprint);
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_EQ(loaded->label_format, LabelFormat::kBf16);
+}
+
 TEST(ChannelConfig, RefusesAnotherModelsFile) {
   EXPECT_EQ(LoadError(SavedWith({{"fingerprint", "fedcba9876543210"}}), Model(2, 4, 2, 8)),
             "c.json: fingerprint \"fedcba9876543210\" is not this model's, 0123456789abcdef");
@@ -151,8 +174,9 @@ TEST(ChannelConfig, RefusesUnknownFormats) {
   EXPECT_EQ(LoadError(SavedWith({{"format", "x"}}), model),
             "c.json: format \"x\" is not known (known: sparsekv-channels)");
   EXPECT_EQ(LoadError("{}", model), "c.json: format is missing");
-  EXPECT_EQ(LoadError(SavedWith({{"label_format", "int4"}}), model),
-            "c.json: label_format \"int4\" is not supported (supported: bf16)");
+  EXPECT_EQ(LoadError(SavedWith({{"label_format", "int3"}}), model),
+            "c.json: label_format \"int3\" is not known (known: bf16, int8, int4, int2)");
+  EXPECT_NE(LoadError(SavedWith({{"label_format", 4}}), model), "");
   EXPECT_NE(LoadError(SavedWith({{"pooling", "mean"}}), model), "");
   EXPECT_NE(LoadError(SavedWith({{"fingerprint", "12"}}), model), "");
   EXPECT_NE(LoadError(SavedWith({{"fingerprint", 12}}), model), "");

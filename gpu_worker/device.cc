@@ -85,7 +85,9 @@ absl::Status Device::MakeBackend(const Options& options) {
     return ShareRows(options);
   }
   std::string why;
-  backend = MakeCudaBackend({.device = options.device, .graphs = options.graphs}, &why);
+  backend = MakeCudaBackend(
+      {.device = options.device, .graphs = options.graphs, .early_launch = options.early_launch},
+      &why);
   if (!backend) return absl::FailedPreconditionError(why);
   return ShareRows(options);
 }
@@ -285,6 +287,11 @@ absl::Status Device::MakeAttention(const ModelFiles& files, const Options& optio
                                        .fetcher = fetcher.get(),
                                        .predictor = predictor.get(),
                                        .timeline = options.timeline};
+  if (plan.samples_recall) {
+    auto mass = arena->Take("selection", files.config.max_context * sizeof(float));
+    if (!mass.ok()) return mass.status();
+    attention_options.row_mass = reinterpret_cast<float*>(*mass);
+  }
   if (!options.rows.in_place) {
     attention_options.prefill_layout = files.Layout(plan.prefill_tokens / kBlockTokens);
     attention_options.prefill_layout.layers = 1;

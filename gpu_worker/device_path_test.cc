@@ -112,7 +112,8 @@ class DevicePathTest : public ::testing::Test {
                                 .hidden = 64,
                                 .intermediate = 96,
                                 .context = kTokens,
-                                .channels = 4,
+                                .channels = 10,
+                                .label_format = LabelFormat::kInt4,
                                 .dtype = DType::kBF16},
                                5};
   const ModelFiles& files_ = checkpoint_.files();

@@ -201,19 +201,20 @@ void HostRowFetcher::Bring(uint32_t layer, std::span<const Request> requests, si
 }
 
 void HostRowFetcher::Stream(uint32_t layer, const StepItem& item, uint32_t first, uint32_t tokens,
-                            const RowTable& to, LayerCounts* counts) {
+                            const RowTable* to, LayerCounts* counts) {
   Timeline::Span span(options_.timeline, "stream", layer);
   const uint64_t rows = uint64_t{tokens - first} * kv_heads_;
   span.set_rows(rows);
   std::vector<RowMove> moves;
   for (uint32_t t = first; t < tokens; ++t) moves.push_back({t, t});
   const std::vector<Resolved> all(kv_heads_, Resolved{.misses = tokens - first});
-  const CopyRowsArgs::Item copy = {.from = HostRows(layer, item),
-                                   .to = to,
-                                   .moves = moves.data(),
-                                   .stride = 0,
-                                   .resolved = all.data()};
   const double seconds = Transfer(rows * options_.host_layout.row_bytes(), [&] {
+    if (!to) return;
+    const CopyRowsArgs::Item copy = {.from = HostRows(layer, item),
+                                     .to = *to,
+                                     .moves = moves.data(),
+                                     .stride = 0,
+                                     .resolved = all.data()};
     options_.backend->CopyRows({.kv_heads = kv_heads_, .items = {&copy, 1}});
   });
   for (RowCounts* counted : {&counts->rows, item.counts}) {

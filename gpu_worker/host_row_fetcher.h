@@ -37,7 +37,7 @@ class HostRowFetcher final : public RowFetcher {
   void Bring(uint32_t layer, std::span<const Request> requests, size_t stride,
              LayerCounts* counts) override;
   void Stream(uint32_t layer, const StepItem& item, uint32_t first, uint32_t tokens,
-              const RowTable& to, LayerCounts* counts) override;
+              const RowTable* to, LayerCounts* counts) override;
   void FetchNotes() override {}
   void EndStep(std::vector<LayerCounts>*) override {}
   bool predicted(uint32_t layer, uint32_t index) const override;

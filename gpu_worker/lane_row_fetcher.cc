@@ -156,12 +156,13 @@ void LaneRowFetcher::Bring(uint32_t layer, std::span<const Request> requests, si
 }
 
 void LaneRowFetcher::Stream(uint32_t layer, const StepItem& item, uint32_t first, uint32_t tokens,
-                            const RowTable& to, LayerCounts*) {
-  CHECK_EQ(first, 0u);  // no windows on a device of its own: backend_limits.h
+                            const RowTable* to, LayerCounts*) {
+  // Neither windows nor recall targets on a device of its own: backend_limits.h.
+  CHECK(first == 0 && to != nullptr);
   if (tokens == 0) return;
   Request request{.item = &item, .count = tokens};
   Call& call = Begin(layer, false, {&request, 1});
-  const CopyRowsArgs::Item copy = {.from = HostRows(layer, item), .to = to, .first_rows = tokens};
+  const CopyRowsArgs::Item copy = {.from = HostRows(layer, item), .to = *to, .first_rows = tokens};
   options_.backend->CopyRows(
       {.kv_heads = kv_heads_, .items = {&copy, 1}, .times = times() + (&call - calls_.data())});
 }

@@ -33,6 +33,7 @@ absl::StatusOr<std::unique_ptr<LocalRunner>> LocalRunner::Make(const ModelFiles&
                                  .threads = options.threads,
                                  .backend = options.backend,
                                  .graphs = options.graphs,
+                                 .early_launch = options.early_launch,
                                  .make_backend = options.make_backend,
                                  .share_chunk_bytes = options.share_chunk_bytes,
                                  .row_layout = runner->segment_->layout(),
@@ -87,6 +88,11 @@ StepItem LocalRunner::Item(const Step& step) {
   const auto count = static_cast<uint32_t>(step.ids.size());
   const absl::Status status = sequence.rows->Prepare(sequence.position, count);
   CHECK(status.ok());
+  const bool samples = options_.recall_target && !step.budget.dense();
+  if (samples && !sequence.recall) {
+    sequence.recall.emplace(device_.model->config().layers, sequence.position,
+                            *options_.recall_target);
+  }
   return {.ids = step.ids,
           .position = sequence.position,
           .blocks = sequence.block_table,
@@ -96,6 +102,7 @@ StepItem LocalRunner::Item(const Step& step) {
           .owner = step.sequence + 1,
           .generations = sequence.generations.data(),
           .counts = count == 1 ? &sequence.counts : nullptr,
+          .recall = samples ? &*sequence.recall : nullptr,
           .long_rope = device_.model->config().long_rope(options_.max_tokens)};
 }
 
@@ -217,6 +224,11 @@ void LocalRunner::Seek(uint32_t sequence, uint32_t position) {
   CHECK(to.rows->Prepare(0, position).ok());
   to.rows->Publish(0, position);
   to.position = position;
+}
+
+const SequenceRecall* LocalRunner::recall(uint32_t sequence) const {
+  const auto& recall = sequences_[sequence].recall;
+  return recall ? &*recall : nullptr;
 }
 
 RowTable LocalRunner::HostRows(uint32_t layer, uint32_t sequence) const {

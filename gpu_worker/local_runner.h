@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -24,7 +25,8 @@ class LocalRunner {
     uint32_t chunk_tokens = 512;
     unsigned threads = 0;
     BackendKind backend = BackendKind::kCpu;
-    bool graphs = true;  // of a CUDA device
+    bool graphs = true;        // of a CUDA device
+    bool early_launch = true;  // likewise
     // Device::Options, both
     std::function<std::unique_ptr<Backend>()> make_backend;
     size_t share_chunk_bytes = size_t{256} << 20;
@@ -34,6 +36,9 @@ class LocalRunner {
     uint32_t selection = 0;  // rows of the largest selection to come; 0: none selects
     LinkSpec link;
     bool gather = false;  // predictions through the store's threads, which this process then has
+    // Steps that select sample what their selections hold, and take as many rows as the target
+    // needs, up to their budgets; 0: they take the budgets. Nothing: nobody asks.
+    std::optional<double> recall_target;
     Timeline* timeline = nullptr;
   };
   // `files` outlives the runner.
@@ -69,7 +74,10 @@ class LocalRunner {
 
   void Reset() { Rewind(0); }
   // Forgets the first sequence's tokens from `position` on.  REQUIRES: position <= position().
-  void Rewind(uint32_t position) { sequences_[0].position = position; }
+  void Rewind(uint32_t position) {
+    sequences_[0].position = position;
+    sequences_[0].recall.reset();
+  }
   uint32_t position(uint32_t sequence = 0) const { return sequences_[sequence].position; }
   Model& model() { return *device_.model; }
   Device& device() { return device_; }
@@ -78,6 +86,8 @@ class LocalRunner {
   RowTable HostRows(uint32_t layer, uint32_t sequence) const;
   LabelTable Labels(uint32_t layer, uint32_t sequence) const;
   const RowCounts& counts(uint32_t sequence = 0) const { return sequences_[sequence].counts; }
+  // Of Options::recall_target, from the first step that selected on; null before it.
+  const SequenceRecall* recall(uint32_t sequence = 0) const;
 
  private:
   struct Sequence {
@@ -90,6 +100,7 @@ class LocalRunner {
     const uint32_t* block_table = nullptr;
     std::byte* const* label_table = nullptr;
     RowCounts counts;
+    std::optional<SequenceRecall> recall;
   };
 
   LocalRunner() = default;

@@ -13,6 +13,7 @@
 #include "base/ids.h"
 #include "base/log.h"
 #include "base/version.h"
+#include "gpu_worker/backend_limits.h"
 #include "gpu_worker/device.h"
 #include "gpu_worker/step_loop.h"
 #include "gpu_worker/worker_service.h"
@@ -32,6 +33,7 @@ struct Options {
   std::string backend = "cpu";
   int device = 0;
   bool graphs = true;
+  bool early_launch = true;
   RowMode rows;
   std::string link = "off";
   std::string fetch = "direct";
@@ -81,6 +83,7 @@ v1::WorkerHello MakeHello(const Options& options, const ModelFiles& files, const
   model->set_fingerprint(HexId(files.weights->fingerprint()));
   model->set_backend(std::string(device.backend->name()));
   model->set_double_sparsity(files.channels.has_value());
+  model->set_recall_targets(files.channels && WhyNoRecallTarget(*device.backend).empty());
   model->set_label_channels(files.channels ? files.channels->channels : 0);
   model->set_default_budget_denominator(kDefaultBudgetDenominator);
   model->set_host_row_bytes(segment.layout().pool_bytes());
@@ -136,6 +139,7 @@ absl::Status RunWorker(const Options& options) {
                             .backend = BackendFor(options.backend, *files),
                             .device = options.device,
                             .graphs = options.graphs,
+                            .early_launch = options.early_launch,
                             .share_lock_file = RegistrationLock(options),
                             .row_layout = (*segment)->layout(),
                             .row_pool = (*segment)->rows(),
@@ -195,6 +199,7 @@ int Main(int argc, char** argv) {
   app.add_option("--backend", options.backend)->check(CLI::IsMember({"cpu", "cuda"}));
   app.add_option("--device", options.device, "which CUDA device")->check(CLI::Range(0, 63));
   app.add_flag("!--no-graphs", options.graphs, "launch every kernel of a step by itself");
+  app.add_flag("!--no-early-launch", options.early_launch, "begin kernels one after the other");
   app.add_option(
       "--channels", options.channels_file,
       "channel config; default MODEL/channels.json where it exists; none = no selection");

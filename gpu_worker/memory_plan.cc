@@ -35,9 +35,7 @@ Unit UnitOf(const ModelConfig& config, const ChannelConfig* channels,
             const MemoryPlan::Request& request) {
   Unit unit;
   unit.pages = Pages(config.max_context);
-  if (channels) {
-    unit.label_page = LabelLayout{config.layers, config.kv_heads, channels->channels}.page_bytes();
-  }
+  if (channels) unit.label_page = channels->label_layout().page_bytes();
   if (request.rows.in_place) return unit;
   const RowLayout block{.layers = 1,
                         .kv_heads = config.kv_heads,
@@ -105,6 +103,10 @@ void AddFixed(const ModelConfig& config, const ChannelConfig* channels,
   plan->bytes_by_kind = Scratch::Bytes(config, plan->max_step_tokens, plan->max_batch,
                                        plan->selection_tokens, on_device, plan->prediction);
   if (!request.host_memory) AddDeviceOnly(config, channels, request, plan);
+  plan->samples_recall = request.host_memory && channels != nullptr;
+  if (plan->samples_recall) {
+    plan->bytes_by_kind["selection"] += Padded(config.max_context * sizeof(float));
+  }
   if (!on_device) return;
   plan->bytes_by_kind["tables"] += Padded(EmptyMetaBytes(config));
   const RowLayout layer{.layers = 1,

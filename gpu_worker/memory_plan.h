@@ -54,9 +54,10 @@ struct MemoryPlan {
   uint32_t prefill_tokens = 0;  // of one layer; 0 in place
   uint32_t set_slots = 0;       // slots that the sets of one layer can have together
   bool prediction = false;
-  size_t table_bytes = 0;    // of one sequence; 0 where tables stay where they are
-  size_t scratch_bytes = 0;  // Backend::Reserve's
-  size_t prompt_bytes = 0;   // the residual stream of a prompt that goes layer by layer; likewise
+  bool samples_recall = false;  // how much of dense attention selections hold
+  size_t table_bytes = 0;       // of one sequence; 0 where tables stay where they are
+  size_t scratch_bytes = 0;     // Backend::Reserve's
+  size_t prompt_bytes = 0;  // the residual stream of a prompt that goes layer by layer; likewise
   // What each kind takes, padded as DeviceArena does.
   std::map<std::string, size_t> bytes_by_kind;
 

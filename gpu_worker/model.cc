@@ -173,6 +173,7 @@ void Model::MeasureSimilarity(uint32_t layer) {
 const float* Model::Logits(uint32_t first, uint32_t tokens) {
   CHECK_LE(first + tokens, tokens_);
   CHECK_LE(tokens, scratch_.max_logit_rows);
+  Timeline::Span span(timeline_, "head", config_->layers);
   const ProjectArgs::Output output = {weights_->lm_head, scratch_.logits};
   backend_->Project({.x = hidden_ + size_t{first} * config_->hidden_size,
                      .tokens = tokens,

@@ -45,6 +45,14 @@ std::vector<RandomCheckpoint::Shape> Shapes() {
        .channels = 8,
        .dtype = DType::kBF16},
       {.dtype = DType::kF16, .gptq = true},
+      {.layers = 2,
+       .kv_heads = 2,
+       .group = 3,
+       .head_dim = 64,
+       .channels = 12,
+       .label_format = LabelFormat::kInt4,
+       .dtype = DType::kBF16},
+      {.channels = 6, .label_format = LabelFormat::kInt8},
   };
 }
 

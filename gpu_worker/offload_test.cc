@@ -64,7 +64,8 @@ struct Outcome {
 
 class OffloadTest : public testing::Test {
  protected:
-  explicit OffloadTest(bool gptq = false) : gptq_(gptq) {}
+  explicit OffloadTest(bool gptq = false, LabelFormat labels = LabelFormat::kBf16)
+      : gptq_(gptq), label_format_(labels) {}
 
   std::unique_ptr<LocalRunner> Make(const How& how, uint32_t sequences) {
     auto runner = LocalRunner::Make(files_, {.max_tokens = kTokens,
@@ -136,6 +137,7 @@ class OffloadTest : public testing::Test {
   void CheckEveryWay(uint32_t sequences);
 
   const bool gptq_;
+  const LabelFormat label_format_;
   RandomCheckpoint checkpoint_{{.layers = 5,
                                 .kv_heads = 2,
                                 .group = 3,
@@ -143,7 +145,8 @@ class OffloadTest : public testing::Test {
                                 .hidden = 96,
                                 .intermediate = gptq_ ? 128u : 120u,
                                 .context = kTokens,
-                                .channels = 4,
+                                .channels = label_format_ == LabelFormat::kBf16 ? 4u : 10u,
+                                .label_format = label_format_,
                                 .dtype = DType::kBF16,
                                 .gptq = gptq_},
                                5};
@@ -183,6 +186,16 @@ class OffloadCodesTest : public OffloadTest {
 };
 
 TEST_F(OffloadCodesTest, EveryWayGivesTheSameBitsAloneAndInABatch) {
+  for (uint32_t sequences : {1u, 3u}) CheckEveryWay(sequences);
+}
+
+// Labels of 4-bit codes, by which the next layer's rows are predicted too.
+class OffloadCodedLabelsTest : public OffloadTest {
+ protected:
+  OffloadCodedLabelsTest() : OffloadTest(/*gptq=*/false, LabelFormat::kInt4) {}
+};
+
+TEST_F(OffloadCodedLabelsTest, EveryWayGivesTheSameBitsAloneAndInABatch) {
   for (uint32_t sequences : {1u, 3u}) CheckEveryWay(sequences);
 }
 
@@ -298,7 +311,11 @@ TEST(MemoryPlanTest, LabelsHotRowsAndMapsAreASixteenthOfTheDenseCache) {
                              .blocks = 1};
       const DeviceRows::Need need =
           DeviceRows::NeedOf(layers, 2048, RowPlacement::kOffload, context, 2048);
-      const size_t labels = pages * LabelLayout{layers, kv_heads, channels}.page_bytes();
+      const LabelLayout bf16{layers, kv_heads, channels};
+      // Of codes of 4 bits two or three times as many channels fit into the same bytes.
+      const LabelLayout int4{layers, kv_heads, head_dim == 64 ? 8u : 24u, LabelFormat::kInt4};
+      EXPECT_LE(int4.page_bytes(), bf16.page_bytes());
+      const size_t labels = pages * bf16.page_bytes();
       const size_t maps = pages * MapLayout{layers, kv_heads}.page_bytes() +
                           need.blocks() * DeviceRows::MetaBytes(layout);
       const size_t rows = need.blocks() * layout.block_stride();

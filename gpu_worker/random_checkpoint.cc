@@ -154,6 +154,7 @@ ChannelConfig RandomChannels(const RandomCheckpoint::Shape& s, uint64_t seed) {
   channels.head_dim = s.head_dim;
   channels.pooling = static_cast<Pooling>(seed % 3);
   channels.criterion = "random";
+  channels.label_format = s.label_format;
   std::mt19937_64 random(seed + 1);
   std::vector<uint16_t> order(s.head_dim);
   std::iota(order.begin(), order.end(), uint16_t{0});

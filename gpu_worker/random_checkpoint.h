@@ -21,6 +21,7 @@ class RandomCheckpoint {
     uint32_t vocab = 160;
     uint32_t context = 1024;
     uint32_t channels = 4;  // label channels, 0 = no channel config
+    LabelFormat label_format = LabelFormat::kBf16;
     DType dtype = DType::kF32;
     bool tied = false;
     // Matrices of layers as 4-bit codes, in GPTQ's layout with act-order and groups of 16.

@@ -49,9 +49,10 @@ class RowFetcher {
                      LayerCounts* counts) = 0;
 
   // Brings rows [first, tokens) of the item into `to`, whose row i is token i: a dense sequence's
-  // layer, or what its window leaves of it.
+  // layer, or what its window leaves of it. Null: they are attended where they lie, and come over
+  // the link all the same (where the device's memory is the host's).
   virtual void Stream(uint32_t layer, const StepItem& item, uint32_t first, uint32_t tokens,
-                      const RowTable& to, LayerCounts* counts) = 0;
+                      const RowTable* to, LayerCounts* counts) = 0;
 
   // Inside the step, after its last layer: asks for what the device noted.
   virtual void FetchNotes() = 0;

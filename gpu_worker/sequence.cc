@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "gpu_worker/backend_limits.h"
 
 namespace sparsekv {
 
@@ -51,6 +52,7 @@ absl::StatusOr<std::unique_ptr<Sequence>> Sequence::Create(const v1::SequenceSta
                          .denominator = start.budget().fraction_denominator()};
     if (sequence->budget_.dense()) return absl::InvalidArgumentError("budget: 0");
   }
+  if (absl::Status status = sequence->SetRecall(); !status.ok()) return status;
   if (absl::Status status = sequence->TakeDeviceMemory(); !status.ok()) return status;
   return sequence;
 }
@@ -65,6 +67,24 @@ Sequence::Sequence(const v1::SequenceStart& start, kv_store::SegmentClient* segm
       device_(device) {
   ids_.reserve(ids_.size() + start.max_new_tokens());
   start_.clear_prompt_ids();
+}
+
+absl::Status Sequence::SetRecall() {
+  const double target = start_.recall_target();
+  if (!(target >= 0 && target < 1)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("recall_target: ", target, " is not within (0, 1)"));
+  }
+  if (target > 0 && budget_.dense()) {
+    return absl::InvalidArgumentError("recall_target: needs attention double-sparsity");
+  }
+  const Backend& backend = *device_->backend;
+  if (const std::string why = WhyNoRecallTarget(backend); target > 0 && !why.empty()) {
+    return absl::FailedPreconditionError(why);
+  }
+  if (budget_.dense() || !backend.host_memory()) return absl::OkStatus();
+  recall_.emplace(device_->model->config().layers, prompt_tokens_, target);
+  return absl::OkStatus();
 }
 
 absl::Status Sequence::TakeDeviceMemory() {
@@ -118,6 +138,7 @@ StepItem Sequence::Item(uint32_t tokens) {
       .owner = start_.owner(),
       .generations = generations_.data(),
       .counts = prefilling() ? nullptr : &counts_,
+      .recall = prefilling() || !recall_ ? nullptr : &*recall_,
       .long_rope = device_->model->config().long_rope(prompt_tokens_ + start_.max_new_tokens())};
 }
 
@@ -162,6 +183,16 @@ v1::FinishReason Sequence::Accept(const SampledToken& token, v1::TokenEvent* eve
                                                 : v1::FINISH_REASON_UNSPECIFIED;
 }
 
+void Sequence::FillRecall(v1::Sparsity* sparsity) const {
+  const uint64_t samples = recall_->samples();
+  if (samples > 0) sparsity->set_attention_recall(recall_->sum() / static_cast<double>(samples));
+  sparsity->set_recall_samples(samples);
+  if (!recall_->adaptive()) return;
+  sparsity->set_recall_target(recall_->target());
+  sparsity->set_dense_layers(recall_->whole_layers());
+  if (recall_->mean_rows() > 0) sparsity->set_budget_effective(recall_->mean_rows());
+}
+
 void Sequence::FillEnd(v1::FinishReason reason, v1::SequenceEnd* end) const {
   end->set_sequence_id(id());
   end->set_reason(reason);
@@ -172,6 +203,7 @@ void Sequence::FillEnd(v1::FinishReason reason, v1::SequenceEnd* end) const {
   const uint32_t last = std::max(computed_, 1u) - 1;
   const uint32_t begin = FirstInWindow(last, device_->model->config().widest_window());
   sparsity->set_budget_effective(budget_.dense() ? computed_ - begin : budget_.At(last + 1, begin));
+  if (recall_) FillRecall(sparsity);
   sparsity->set_rows_selected(counts_.selected);
   sparsity->set_rows_fetched(counts_.useful + counts_.missed);
   sparsity->set_hits(counts_.hits);

@@ -3,12 +3,14 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "gpu_worker/budget.h"
 #include "gpu_worker/device.h"
+#include "gpu_worker/sequence_recall.h"
 #include "gpu_worker/sequence_rows.h"
 #include "sparsekv/v1/worker.pb.h"
 
@@ -55,6 +57,8 @@ class Sequence {
  private:
   Sequence(const v1::SequenceStart& start, kv_store::SegmentClient* segment, Device* device);
   absl::Status TakeDeviceMemory();
+  absl::Status SetRecall();
+  void FillRecall(v1::Sparsity* sparsity) const;
 
   v1::SequenceStart start_;
   uint32_t prompt_tokens_;
@@ -70,6 +74,8 @@ class Sequence {
   const uint32_t* block_table_ = nullptr;
   std::byte* const* label_table_ = nullptr;
   RowBudget budget_;
+
+  std::optional<SequenceRecall> recall_;  // where it selects, and its recall can be sampled
 
   RowCounts counts_;
   Clock::time_point started_ = Clock::now();

@@ -5,6 +5,7 @@
 
 #include "gpu_worker/budget.h"
 #include "gpu_worker/device_rows.h"
+#include "gpu_worker/sequence_recall.h"
 #include "kernels/window.h"
 
 namespace sparsekv {
@@ -40,7 +41,10 @@ struct StepItem {
   uint64_t owner = 0;                     // for gather: as the store knows the sequence,
   const uint32_t* generations = nullptr;  // and its blocks
   RowCounts* counts = nullptr;            // of decode steps; null: nobody asks
-  bool long_rope = false;                 // ModelConfig::long_rope of all its tokens to come
+  // Of decode steps that select, where the device's memory is the host's; null: nobody asks. With
+  // a target, `budget` is the most that a layer may take.
+  SequenceRecall* recall = nullptr;
+  bool long_rope = false;  // ModelConfig::long_rope of all its tokens to come
 
   bool offloaded() const { return device != nullptr && !device->resident(); }
   bool resident() const { return device != nullptr && device->resident(); }
@@ -57,6 +61,9 @@ struct LayerCounts {
   uint64_t predicted_selected = 0;
   double similarity_sum = 0;
   uint32_t similarity_count = 0;
+  double recall_sum = 0;  // of samples, sequences' layers each
+  uint32_t recall_samples = 0;
+  uint32_t fell_back = 0;  // sequences whose target this layer missed
 };
 
 // What the plan says of one layer: worker.proto, LayerPlan.

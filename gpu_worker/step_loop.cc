@@ -327,6 +327,9 @@ void StepLoop::FillLayers() {
     layer->set_similarity_count(counts.similarity_count);
     layer->set_predicted(counts.predicted);
     layer->set_predicted_selected(counts.predicted_selected);
+    layer->set_recall_sum(counts.recall_sum);
+    layer->set_recall_samples(counts.recall_samples);
+    layer->set_fell_back(counts.fell_back);
     counts = LayerCounts{};
   }
 }

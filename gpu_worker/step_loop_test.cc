@@ -179,6 +179,41 @@ TEST_P(StepLoopTest, TokensAreThoseOfTheSequenceAlone) {
   }
 }
 
+// Where the host reads the device's memory; elsewhere a target is refused, in one line.
+TEST_P(StepLoopTest, RecallIsToldAndTargetsAreHeld) {
+  auto target = Start(2, 300, 40);
+  target.set_recall_target(0.5);
+  target.mutable_budget()->set_rows(200);
+  auto dense = Start(3, 30, 10);
+  dense.set_attention(v1::ATTENTION_DENSE);
+  dense.set_recall_target(0.5);
+  auto beyond = Start(4, 30, 10);
+  beyond.set_recall_target(1);
+  Plan({Start(1, 300, 40), target, dense, beyond}, {1, 2, 3, 4});
+  const bool host = GetParam() == Where::kSegment;
+  for (const v1::SequenceEnd& end : WaitForEnds(4)) {
+    const v1::Sparsity& sparsity = end.sparsity();
+    const uint64_t id = end.sequence_id();
+    if (id > 2) {
+      EXPECT_EQ(end.error_code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
+      EXPECT_TRUE(end.error().starts_with("recall_target: ")) << end.error();
+    } else if (id == 2 && !host) {
+      EXPECT_EQ(end.error_code(), static_cast<int>(absl::StatusCode::kFailedPrecondition));
+      EXPECT_EQ(end.error(), "recall_target: is not in this version of backend cuda");
+    } else if (!host) {
+      EXPECT_EQ(sparsity.recall_samples(), 0u);
+    } else {
+      EXPECT_EQ(sparsity.recall_samples(), id == 1 ? 3u : 2 * 2 + 9u);
+      EXPECT_EQ(sparsity.recall_target(), id == 1 ? 0 : 0.5);
+      EXPECT_EQ(sparsity.dense_layers(), 0u);
+      EXPECT_GT(sparsity.attention_recall(), 0.1);
+      EXPECT_LT(sparsity.attention_recall(), id == 1 ? 0.45 : 0.7);
+      EXPECT_GT(sparsity.budget_effective(), 79u);
+      EXPECT_LE(sparsity.budget_effective(), id == 1 ? 80u : 200u);
+    }
+  }
+}
+
 TEST_P(StepLoopTest, AStopIdEndsWithIt) {
   Plan({Start(1, 30, 40)}, {1});
   WaitForEnds(1);

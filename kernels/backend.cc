@@ -60,6 +60,9 @@ void Backend::AddBias(const AddBiasArgs& args) {
   }
 }
 
+void Backend::RowMass(const RowMassArgs&) { CHECK(host_memory()); }
+void Backend::CountScores(const ScoreHistogramArgs&) { CHECK(host_memory()); }
+
 void Backend::RotateAppend(const RotateAppendArgs& args) {
   RopeArgs rope = {.x = args.q,
                    .positions = args.positions,

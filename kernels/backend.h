@@ -17,8 +17,10 @@
 #include "kernels/project.h"
 #include "kernels/rope.h"
 #include "kernels/rotate_append.h"
+#include "kernels/row_mass.h"
 #include "kernels/rows.h"
 #include "kernels/sample.h"
+#include "kernels/score_histogram.h"
 #include "kernels/select.h"
 #include "kernels/step.h"
 
@@ -96,6 +98,9 @@ class Backend {
   virtual void ForgetRest(const ForgetRestArgs& args) = 0;
   virtual void Overlap(const OverlapArgs& args) = 0;
   virtual SampledToken Sample(const SampleArgs& args) = 0;
+  // Where the device's memory is the host's, and nowhere else:
+  virtual void RowMass(const RowMassArgs& args);
+  virtual void CountScores(const ScoreHistogramArgs& args);
 
   // Several of these in one; composed of them where a backend has no better way.
   virtual void Project(const ProjectArgs& args);
@@ -128,6 +133,7 @@ std::vector<CudaDevice> CudaDevices();  // that can run this build
 struct CudaOptions {
   int device = -1;  // ordinal; -1 = the first that can run this build
   bool graphs = true;
+  bool early_launch = true;  // kernels begin while the one before ends; changes no result
 };
 std::unique_ptr<Backend> MakeCudaBackend(const CudaOptions& options, std::string* why);
 

@@ -272,35 +272,37 @@ TEST_P(InvarianceTest, ScoresInABatch) {
   const std::vector<uint32_t> lengths = {70, 9000, 64, 4097, 1, 300};
   const auto batch = static_cast<uint32_t>(lengths.size());
   const size_t stride = 9000;
-  Labels labels(2, 8, lengths);
-  const Shared<uint16_t> channels = Labels::Channels(random, 2, 64, 8);
-  const Shared<float> q = random.Normals(batch * 2 * 3 * 64);
-  for (uint32_t i = 0; i < batch; ++i) labels.Fill(random, i, lengths[i]);
-  for (Pooling pooling : {Pooling::kMaxNormalised, Pooling::kSum, Pooling::kSoftmaxMass}) {
-    ScoreLabelsArgs args{.q = q.data(),
-                         .kv_heads = 2,
-                         .group = 3,
-                         .head_dim = 64,
-                         .channels = channels.data(),
-                         .pooling = pooling,
-                         .score_stride = stride};
-    Output<float> together(batch * 2 * stride);
-    std::vector<ScoreLabelsArgs::Item> items;
-    for (uint32_t i = 0; i < batch; ++i) {
-      items.push_back({.query = i,
-                       .tokens = lengths[i],
-                       .labels = labels.Table(i),
-                       .scores = together.data() + i * 2 * stride});
-    }
-    args.items = items;
-    backend().ScoreLabels(args);
-    for (uint32_t i = 0; i < batch; ++i) {
-      Output<float> alone(2 * stride);
-      ScoreLabelsArgs::Item item = items[i];
-      item.scores = alone.data();
-      args.items = {&item, 1};
-      other().ScoreLabels(args);
-      ExpectSameBits(alone.data(), together.data() + i * 2 * stride, 2 * stride, "alone");
+  for (LabelFormat format : kLabelFormats) {
+    Labels labels(2, 8, lengths, format);
+    const Shared<uint16_t> channels = Labels::Channels(random, 2, 64, 8);
+    const Shared<float> q = random.Normals(batch * 2 * 3 * 64);
+    for (uint32_t i = 0; i < batch; ++i) labels.Fill(random, i, lengths[i]);
+    for (Pooling pooling : {Pooling::kMaxNormalised, Pooling::kSum, Pooling::kSoftmaxMass}) {
+      ScoreLabelsArgs args{.q = q.data(),
+                           .kv_heads = 2,
+                           .group = 3,
+                           .head_dim = 64,
+                           .channels = channels.data(),
+                           .pooling = pooling,
+                           .score_stride = stride};
+      Output<float> together(batch * 2 * stride);
+      std::vector<ScoreLabelsArgs::Item> items;
+      for (uint32_t i = 0; i < batch; ++i) {
+        items.push_back({.query = i,
+                         .tokens = lengths[i],
+                         .labels = labels.Table(i),
+                         .scores = together.data() + i * 2 * stride});
+      }
+      args.items = items;
+      backend().ScoreLabels(args);
+      for (uint32_t i = 0; i < batch; ++i) {
+        Output<float> alone(2 * stride);
+        ScoreLabelsArgs::Item item = items[i];
+        item.scores = alone.data();
+        args.items = {&item, 1};
+        other().ScoreLabels(args);
+        ExpectSameBits(alone.data(), together.data() + i * 2 * stride, 2 * stride, "alone");
+      }
     }
   }
 }

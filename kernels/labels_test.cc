@@ -15,13 +15,14 @@ class LabelsTest : public BackendTest {
     std::vector<uint32_t> lengths;
     Pooling pooling;
     uint32_t window = 0;
+    LabelFormat format = LabelFormat::kBf16;
   };
 
   // Scores by both backends; `zero_head` blanks the first query head.
   void Check(Random& random, const Case& test, bool zero_head) {
     const uint32_t head_dim = 64;
     const auto items_count = static_cast<uint32_t>(test.lengths.size());
-    Labels labels(test.kv_heads, test.channels, test.lengths);
+    Labels labels(test.kv_heads, test.channels, test.lengths, test.format);
     const Shared<uint16_t> channels =
         Labels::Channels(random, test.kv_heads, head_dim, test.channels);
     Shared<float> q =
@@ -92,12 +93,32 @@ TEST_P(LabelsTest, PooledScores) {
   }
 }
 
+TEST_P(LabelsTest, PooledScoresOfCodes) {
+  Random random(35);
+  for (Pooling pooling : {Pooling::kMaxNormalised, Pooling::kSum, Pooling::kSoftmaxMass}) {
+    for (LabelFormat format : {LabelFormat::kInt8, LabelFormat::kInt4, LabelFormat::kInt2}) {
+      for (uint32_t round = 0; round < 9; ++round) {
+        const Case test{.kv_heads = random.Between(1, 3),
+                        .group = round + 1,
+                        .channels = random.Pick({8u, 16u, 32u, random.Between(1, 64)}),
+                        .lengths = {random.Between(1, 400), random.Between(1, 70), 64},
+                        .pooling = pooling,
+                        .format = format};
+        Check(random, test, round == 0);
+      }
+    }
+  }
+}
+
 TEST_P(LabelsTest, Windows) {
   if (cuda()) GTEST_SKIP() << "no windows on this backend";
   Random random(34);
   for (Pooling pooling : {Pooling::kMaxNormalised, Pooling::kSum, Pooling::kSoftmaxMass}) {
     for (uint32_t window : {1u, 24u, 64u, 129u, 1500u}) {
-      Check(random, {2, 3, 5, {random.Between(1, 400), 64, 2000, 200}, pooling, window}, false);
+      for (LabelFormat format : {LabelFormat::kBf16, LabelFormat::kInt4}) {
+        const std::vector<uint32_t> lengths = {random.Between(1, 400), 64, 2000, 200};
+        Check(random, {2, 3, 5, lengths, pooling, window, format}, false);
+      }
     }
   }
 }
@@ -105,7 +126,44 @@ TEST_P(LabelsTest, Windows) {
 TEST_P(LabelsTest, ManyPages) {
   Random random(32);
   for (Pooling pooling : {Pooling::kMaxNormalised, Pooling::kSum, Pooling::kSoftmaxMass}) {
-    Check(random, {1, 2, 4, {64 * 64 + 1, 9001}, pooling}, false);
+    for (LabelFormat format : kLabelFormats) {
+      Check(random, {1, 2, 4, {64 * 64 + 1, 9001}, pooling, 0, format}, false);
+    }
+  }
+}
+
+// Numbers that are none, or too large, or all the same: every score is a number still.
+TEST_P(LabelsTest, CodesOfAnythingScoreNumbers) {
+  Random random(36);
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const std::initializer_list<float> values = {kNan, kInfinity, -kInfinity, 1e9f,   -1e30f,
+                                               0.0f, -0.0f,     1e-45f,     -1e-7f, 3.0f};
+  const uint32_t tokens = 300, dim = 32;
+  for (LabelFormat format : {LabelFormat::kInt8, LabelFormat::kInt4, LabelFormat::kInt2}) {
+    for (uint32_t channels : {1u, 2u, 7u}) {
+      Labels labels(1, channels, {tokens}, format);
+      labels.FillWith(0, tokens, [&] { return random.Pick(values); });
+      const Shared<uint16_t> chosen = Labels::Channels(random, 1, dim, channels);
+      Shared<float> q(2 * dim);
+      for (float& x : q) x = random.Pick(values);
+      Output<float> got(tokens), expected(tokens);
+      for (Output<float>* out : {&got, &expected}) {
+        const ScoreLabelsArgs::Item item = {
+            .tokens = tokens, .labels = labels.Table(0), .scores = out->data()};
+        (out == &got ? backend() : reference())
+            .ScoreLabels({.q = q.data(),
+                          .kv_heads = 1,
+                          .group = 2,
+                          .head_dim = dim,
+                          .channels = chosen.data(),
+                          .pooling = Pooling::kSum,
+                          .score_stride = tokens,
+                          .items = {&item, 1}});
+      }
+      for (uint32_t t = 0; t < tokens; ++t) EXPECT_TRUE(std::isfinite(expected[t])) << expected[t];
+      ExpectSameBits(got.data(), expected.data(), tokens, "scores");
+    }
   }
 }
 

@@ -141,6 +141,46 @@ TEST_P(LinearCodesTest, RangesOfRows) {
   EXPECT_GT(ranges, 100);
 }
 
+// Products that share their input are computed together: to the bits of each by itself.
+TEST_P(LinearCodesTest, SeveralProductsOfOneInput) {
+  Random random(25);
+  for (int round = 0; round < 60; ++round) {
+    const uint32_t count = random.Between(1, 6), tokens = random.Pick({1u, 1u, 2u, 5u, 11u});
+    const bool integers = random.Pick({false, true, true});
+    const uint32_t cols = 64 * random.Between(1, 6);
+    std::vector<std::unique_ptr<CodedWeights>> weights;
+    std::vector<Output<float>> alone, together;
+    std::vector<ProjectArgs::Output> outputs;
+    for (uint32_t i = 0; i < count; ++i) {
+      Shape shape = RandomShape(random);
+      if (integers && shape.encoding == Encoding::kFp8) shape.encoding = Encoding::kInt4;
+      shape.cols = cols;
+      shape.group = random.Pick({32u, 64u, cols});
+      weights.push_back(std::make_unique<CodedWeights>(random, shape));
+      alone.emplace_back(size_t{tokens} * shape.rows);
+      together.emplace_back(size_t{tokens} * shape.rows);
+    }
+    const Weights norm(random, DType::kF32, 1, cols, 1.0f);
+    const Shared<float> x = random.Normals(size_t{tokens} * cols);
+    Output<float> normed(x.size());
+    backend().RmsNorm({.x = x.data(), .tokens = tokens, .weight = norm.view, .out = normed.data()});
+    for (uint32_t i = 0; i < count; ++i) {
+      const WeightView& w = weights[i]->view;
+      outputs.push_back({w, together[i].data()});
+      backend().Linear({.x = normed.data(), .tokens = tokens, .weight = w, .y = alone[i].data()});
+    }
+    backend().Project({.x = x.data(),
+                       .tokens = tokens,
+                       .norm = norm.view,
+                       .normed = normed.data(),
+                       .outputs = outputs});
+    for (uint32_t i = 0; i < count; ++i) {
+      ExpectSameBits(together[i].data(), alone[i].data(), alone[i].size(), "product");
+      EXPECT_TRUE(together[i].MarginsUntouched());
+    }
+  }
+}
+
 TEST_P(LinearCodesTest, EveryFloat8) {
   for (int bits = 0; bits < 256; ++bits) {
     const auto code = static_cast<uint8_t>(bits);

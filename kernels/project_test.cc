@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <array>
+
 #include "kernels/test_cases.h"
 
 // Several operations in one (project.h, rotate_append.h) against the same ones by themselves.
@@ -30,9 +32,15 @@ struct Shape {
   uint32_t tokens, hidden, width;
   DType dtype;
 };
-constexpr Shape kShapes[] = {{1, 1024, 96, DType::kBF16}, {3, 129, 40, DType::kF16},
-                             {8, 512, 130, DType::kBF16}, {17, 100, 24, DType::kF32},
-                             {64, 256, 48, DType::kF16},  {300, 72, 33, DType::kBF16}};
+constexpr Shape kShapes[] = {{1, 1024, 96, DType::kBF16},
+                             {3, 129, 40, DType::kF16},
+                             {8, 512, 130, DType::kBF16},
+                             {17, 100, 24, DType::kF32},
+                             {64, 256, 48, DType::kF16},
+                             {300, 72, 33, DType::kBF16},
+                             // So many outputs that a device takes more of them at a time.
+                             {17, 72, 4301, DType::kBF16},
+                             {33, 136, 4300, DType::kF16}};
 
 TEST_P(ProjectTest, ProjectsTheNormedInput) {
   Random random(81);
@@ -111,7 +119,7 @@ struct Appended {
         tokens(first_tokens + 2),
         ends{spans[0].position + spans[0].tokens, spans[1].position + 1},
         rows(random, kv_heads, head_dim, dtype, {ends[0], ends[1], 200}),
-        labels(kv_heads, 5, ends),
+        labels(kv_heads, 5, ends, kLabelFormats[random.Between(0, 3)]),
         channels(Labels::Channels(random, kv_heads, head_dim, 5)),
         slots(2 * kv_heads) {
     for (uint32_t& slot : slots) slot = random.Between(0, 199);
@@ -145,7 +153,8 @@ struct Appended {
 TEST_P(ProjectTest, RotateAppendStoresWhatItRotates) {
   Random random(83);
   for (StepKind kind : Kinds()) {
-    for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+    for (uint32_t round = 0; round < 9; ++round) {
+      const DType dtype = std::array{DType::kF32, DType::kF16, DType::kBF16}[round % 3];
       const uint32_t first_tokens = kind == StepKind::kDecode ? 1 : random.Between(1, 40);
       Appended to(random, dtype, first_tokens);
       std::vector<float> frequency(to.head_dim / 2);

@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include "kernels/test_cases.h"
 
 namespace sparsekv::testing {
@@ -173,6 +175,8 @@ class ScoreThenSelectTest : public BackendTest {
     Pooling pooling = Pooling::kMaxNormalised;
     Values values = Values::kRandom;
     std::vector<uint32_t> lengths, counts;
+    LabelFormat format = LabelFormat::kBf16;
+    std::vector<uint32_t> firsts = {};  // of windows; empty: none
   };
 
   // Labels, queries and room for the results.
@@ -182,7 +186,7 @@ class ScoreThenSelectTest : public BackendTest {
     Run(Random& random, const Case& test)
         : shape(test),
           longest(*std::max_element(test.lengths.begin(), test.lengths.end())),
-          labels(test.kv_heads, test.channels, test.lengths),
+          labels(test.kv_heads, test.channels, test.lengths, test.format),
           channels(Labels::Channels(random, test.kv_heads, kDim, test.channels)),
           q(random.Normals(test.lengths.size() * test.kv_heads * test.group * kDim)),
           scores(test.lengths.size() * test.kv_heads * stride()),
@@ -209,14 +213,7 @@ class ScoreThenSelectTest : public BackendTest {
             return random.Normal();
         }
       };
-      for (uint32_t h = 0; h < shape.kv_heads; ++h) {
-        for (uint32_t t = 0; t < shape.lengths[i]; ++t) {
-          std::byte* page = labels.Table(i).Head(h, t / kBlockTokens);
-          for (uint32_t c = 0; c < shape.channels; ++c) {
-            StoreValue(page, c * kBlockTokens + t % kBlockTokens, DType::kBF16, value());
-          }
-        }
-      }
+      labels.FillWith(i, shape.lengths[i], value);
     }
 
     // f(score, select) of the first `tokens` tokens of each item.
@@ -227,8 +224,9 @@ class ScoreThenSelectTest : public BackendTest {
       std::vector<SelectArgs::Item> select;
       for (uint32_t i = 0; i < tokens.size(); ++i) {
         const size_t at = i * shape.kv_heads * stride();
-        score.push_back({i, tokens[i], labels.Table(i), scores.data() + at});
-        select.push_back({scores.data() + at, tokens[i], counts[i], to.data() + at});
+        const uint32_t first = shape.firsts.empty() ? 0 : shape.firsts[i];
+        score.push_back({i, tokens[i], labels.Table(i), scores.data() + at, first});
+        select.push_back({scores.data() + at, tokens[i], counts[i], to.data() + at, first});
       }
       f(ScoreLabelsArgs{.q = q.data(),
                         .kv_heads = shape.kv_heads,
@@ -270,9 +268,9 @@ class ScoreThenSelectTest : public BackendTest {
   }
 
   void Check(Random& random, const Case& test) {
-    SCOPED_TRACE(::testing::Message()
-                 << test.kv_heads << " heads, group " << test.group << ", " << test.channels
-                 << " channels, " << test.lengths.size() << " items");
+    SCOPED_TRACE(::testing::Message() << test.kv_heads << " heads, group " << test.group << ", "
+                                      << test.channels << " channels of " << Name(test.format)
+                                      << ", " << test.lengths.size() << " items");
     Run run(random, test);
     // A mass is the reference's up to rounding only.
     Backend& by = test.pooling == Pooling::kSoftmaxMass ? backend() : reference();
@@ -288,17 +286,36 @@ class ScoreThenSelectTest : public BackendTest {
     }
   }
 
-  static uint32_t AnyCount(Random& random, uint32_t tokens) {
-    const uint32_t least = AlwaysSetSize(tokens);
-    const uint32_t few = std::min(tokens, least + random.Between(0, 50));
-    return random.Pick({least, tokens, few, few, random.Between(least, tokens)});
+  static uint32_t AnyCount(Random& random, uint32_t tokens, uint32_t first = 0) {
+    const uint32_t least = AlwaysSetSize(tokens, first);
+    const uint32_t all = tokens - first;
+    const uint32_t few = std::min(all, least + random.Between(0, 50));
+    return random.Pick({least, all, few, few, random.Between(least, all)});
+  }
+
+  // Labels that make each token's score be value(token), which bfloat16 has.
+  template <typename F>
+  void CheckScores(Random& random, uint32_t tokens, uint32_t count, const F& value) {
+    Run run(random, {.kv_heads = 3, .channels = 1, .pooling = Pooling::kSum, .lengths = {tokens}});
+    std::fill(run.q.begin(), run.q.end(), 1.0f);
+    for (uint32_t h = 0; h < 3; ++h) {
+      for (uint32_t t = 0; t < tokens; ++t) {
+        StoreValue(run.labels.Table(0).Head(h, t / kBlockTokens), t % kBlockTokens, DType::kBF16,
+                   value(t));
+      }
+    }
+    Output<uint32_t> got(run.selection.size());
+    run.Do({tokens}, {count}, got, [&](const ScoreLabelsArgs& score, const SelectArgs& select) {
+      InStep(backend(), StepKind::kDecode, [&] { backend().ScoreSelect(score, select); });
+    });
+    ExpectSame(got, run.Expected(reference(), {tokens}, {count}));
   }
 };
 SPARSEKV_ON_EVERY_BACKEND(ScoreThenSelectTest);
 
 TEST_P(ScoreThenSelectTest, AnyShape) {
   Random random(51);
-  for (uint32_t round = 0; round < 40; ++round) {
+  for (uint32_t round = 0; round < 80; ++round) {
     Case test{.kv_heads = random.Between(1, round % 8 == 0 ? 8 : 3),
               .group = random.Pick({1u, 2u, 4u, 4u, 8u, random.Between(1, 8), 11u}),
               .channels = random.Pick({8u, 8u, 4u, 16u, random.Between(1, 33)}),
@@ -306,6 +323,7 @@ TEST_P(ScoreThenSelectTest, AnyShape) {
               .values = random.Pick({Values::kRandom, Values::kRandom, Values::kFew,
                                      Values::kSomeNan, Values::kEqual})};
     if (round % 10 == 9) test.pooling = Pooling::kSoftmaxMass;
+    if (round % 2 == 1) test.format = kLabelFormats[random.Between(1, 3)];
     const uint32_t items = round % 13 == 12 ? 40 : random.Between(1, 6);
     for (uint32_t i = 0; i < items; ++i) {
       test.lengths.push_back(random.Pick({random.Between(1, 75), random.Between(70, 700),
@@ -323,9 +341,12 @@ TEST_P(ScoreThenSelectTest, EveryLengthAroundAPart) {
                               1024 + 64, 1024 + 65, 1024 + 66, 2113};
   for (uint32_t length : lengths) {
     for (uint32_t group : {1u, 4u, 8u}) {
-      Check(random, {.group = group,
-                     .lengths = {length, length + 1},
-                     .counts = {std::min(length, 70u), std::min(length + 1, 80u)}});
+      for (LabelFormat format : {LabelFormat::kBf16, LabelFormat::kInt4}) {
+        Check(random, {.group = group,
+                       .lengths = {length, length + 1},
+                       .counts = {std::min(length, 70u), std::min(length + 1, 80u)},
+                       .format = format});
+      }
     }
   }
 }
@@ -334,7 +355,29 @@ TEST_P(ScoreThenSelectTest, LongRows) {
   Random random(53);
   Check(random, {.group = 4, .lengths = {131072}, .counts = {2048}});
   Check(random, {.kv_heads = 2, .group = 2, .lengths = {30000, 150001}, .counts = {15000, 300}});
+  Check(random, {.group = 4,
+                 .channels = 16,
+                 .lengths = {131072},
+                 .counts = {2048},
+                 .format = LabelFormat::kInt4});
   if (!cuda()) return;
+  for (LabelFormat format : {LabelFormat::kInt8, LabelFormat::kInt4, LabelFormat::kInt2}) {
+    Check(random, {.kv_heads = 3,
+                   .group = 8,
+                   .channels = 16,
+                   .lengths = {131073, 20000, 70000, 500},
+                   .counts = {2048, 100, 69999, 400},
+                   .format = format});
+    Check(random, {.group = 4, .lengths = {200003}, .counts = {3000}, .format = format});
+    Check(random,
+          {.group = 1, .channels = 48, .lengths = {400001}, .counts = {399000}, .format = format});
+    Check(random, {.group = 9,
+                   .channels = 32,
+                   .values = Values::kFew,
+                   .lengths = {181111, 400},
+                   .counts = {5000, 69},
+                   .format = format});
+  }
   // Fewer and more CTAs to a row; keys beyond those that shared memory holds.
   Check(random, {.kv_heads = 3,
                  .group = 4,
@@ -349,11 +392,53 @@ TEST_P(ScoreThenSelectTest, LongRows) {
                  .counts = {5000, 69}});
 }
 
+TEST_P(ScoreThenSelectTest, Windows) {
+  if (cuda()) GTEST_SKIP() << "no windows on this backend";
+  Random random(55);
+  for (uint32_t round = 0; round < 20; ++round) {
+    Case test{.kv_heads = random.Between(1, 3), .group = random.Between(1, 4)};
+    for (uint32_t i = 0; i < 3; ++i) {
+      const uint32_t tokens = random.Between(1, round % 5 == 0 ? 20000 : 1500);
+      test.lengths.push_back(tokens);
+      test.firsts.push_back(random.Between(0, random.Pick({std::min(6u, tokens - 1), tokens - 1})));
+      test.counts.push_back(AnyCount(random, tokens, test.firsts.back()));
+    }
+    Check(random, test);
+  }
+}
+
+// Pages of high scores that lie in any step with those that a sample looks at, so that it sees all
+// of them or none; and scores that rise or fall, or tie, all along.
+TEST_P(ScoreThenSelectTest, ScoresThatASampleMisjudges) {
+  Random random(56);
+  const uint32_t tokens = (1 + 8 * 32) * kBlockTokens + kRecentTokens + 1;
+  for (uint32_t count : {300u, 2000u, 3000u}) {
+    for (uint32_t period : {7u, 8u, 9u}) {
+      for (uint32_t step = 0; step < (slow() ? 2 : period); ++step) {
+        CheckScores(random, tokens, count,
+                    [&](uint32_t t) { return t / kBlockTokens % period == step ? 2.0f : 1.0f; });
+      }
+    }
+    const auto height = [](uint32_t t) { return static_cast<float>(t / 80); };
+    CheckScores(random, tokens, count, height);
+    CheckScores(random, tokens, count, [&](uint32_t t) { return -height(t); });
+    CheckScores(random, tokens, count, [](uint32_t) { return 0.0f; });
+    // What a sample sees lies above all numbers that are wanted besides, and NaN ranks below those.
+    CheckScores(random, tokens, count, [](uint32_t t) {
+      if (t / kBlockTokens % 8 == 1 && t % kBlockTokens < 2) return 2.0f;
+      return t % 2 ? std::numeric_limits<float>::quiet_NaN() : 1.0f;
+    });
+  }
+}
+
 // The same step with other lengths; in it the operation twice.
 TEST_P(ScoreThenSelectTest, ADecodeStepComesAgain) {
   Random random(54);
   for (uint32_t kv_heads : {2u, 5u}) {
-    Run run(random, {.kv_heads = kv_heads, .group = 4, .lengths = {3000, 900, 5000, 70}});
+    Run run(random, {.kv_heads = kv_heads,
+                     .group = 4,
+                     .lengths = {3000, 900, 5000, 70},
+                     .format = kv_heads == 2 ? LabelFormat::kBf16 : LabelFormat::kInt4});
     for (uint32_t round = 0; round < 6; ++round) {
       std::vector<uint32_t> tokens[2], counts[2];
       for (auto i : {0, 1}) {

@@ -7,11 +7,13 @@ namespace {
 
 // One of each for the whole process, so that a test meets what others left in it (graphs, scratch).
 // Never destroyed: the CUDA runtime may end before the statics of this file do.
-std::shared_ptr<Backend> Cuda(bool graphs) {
+std::shared_ptr<Backend> Cuda(bool fast) {
   static auto* const backends = new std::shared_ptr<Backend>[2];
   std::string why;
-  if (!backends[graphs]) backends[graphs] = MakeCudaBackend({.graphs = graphs}, &why);
-  return backends[graphs];
+  if (!backends[fast]) {
+    backends[fast] = MakeCudaBackend({.graphs = fast, .early_launch = fast}, &why);
+  }
+  return backends[fast];
 }
 
 std::shared_ptr<Backend> Make(const BackendCase& wanted, bool other) {
@@ -21,7 +23,7 @@ std::shared_ptr<Backend> Make(const BackendCase& wanted, bool other) {
     case BackendCase::Kind::kCpu:
       return MakeCpuBackend(!other ? wanted.threads : wanted.threads == 1 ? 2 : 1);
     case BackendCase::Kind::kCuda:
-      return Cuda(/*graphs=*/!other);
+      return Cuda(/*fast=*/!other);
   }
   return nullptr;
 }

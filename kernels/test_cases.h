@@ -177,8 +177,9 @@ class Rows {
 // Label pages of sequences of the given lengths. What no token owns is NaN.
 class Labels {
  public:
-  Labels(uint32_t kv_heads, uint32_t channels, const std::vector<uint32_t>& lengths)
-      : layout_{.layers = 2, .kv_heads = kv_heads, .channels = channels} {
+  Labels(uint32_t kv_heads, uint32_t channels, const std::vector<uint32_t>& lengths,
+         LabelFormat format = LabelFormat::kBf16)
+      : layout_{.layers = 2, .kv_heads = kv_heads, .channels = channels, .format = format} {
     const auto pages = [](uint32_t length) { return (length + kBlockTokens - 1) / kBlockTokens; };
     size_t unused = 0;
     for (uint32_t length : lengths) unused += pages(length);
@@ -193,12 +194,16 @@ class Labels {
   Labels(const Labels&) = delete;
 
   void Fill(Random& random, size_t sequence, uint32_t tokens) {
+    FillWith(sequence, tokens, [&] { return random.Normal(); });
+  }
+  // With what value() gives, number by number.
+  template <typename Value>
+  void FillWith(size_t sequence, uint32_t tokens, const Value& value) {
+    std::vector<float> label(layout_.channels);
     for (uint32_t h = 0; h < layout_.kv_heads; ++h) {
       for (uint32_t t = 0; t < tokens; ++t) {
-        for (uint32_t c = 0; c < layout_.channels; ++c) {
-          StoreValue(Table(sequence).Head(h, t / kBlockTokens), c * kBlockTokens + t % kBlockTokens,
-                     DType::kBF16, random.Normal());
-        }
+        for (float& x : label) x = value();
+        StoreLabel(layout_, Table(sequence).Head(h, t / kBlockTokens), t % kBlockTokens, label);
       }
     }
   }

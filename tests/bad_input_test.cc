@@ -76,6 +76,8 @@ TEST_F(BadRequestTest, Numbers) {
   Expect(with([](Request& r) { r.mutable_budget()->set_rows(0); }), kInvalidArgument, {"budget"});
   Expect(with([](Request& r) { r.mutable_budget()->set_fraction_denominator(0); }),
          kInvalidArgument, {"budget"});
+  Expect(with([](Request& r) { r.set_recall_target(1.5); }), kInvalidArgument,
+         {"recall_target", "1.5"});
   Expect(with([](Request& r) { r.set_temperature(-1); }), kInvalidArgument, {"temperature", "-1"});
   Expect(with([&](Request& r) { r.set_temperature(nan); }), kInvalidArgument, {"temperature"});
   Expect(with([](Request& r) { r.set_top_p(2); }), kInvalidArgument, {"top_p", "2"});

@@ -84,6 +84,23 @@ TEST(InspectTest, SaysWhatIsThere) {
             std::string::npos);
 }
 
+TEST(InspectTest, LabelsTakeWhatTheirFormatTakes) {
+  const ScratchDir dir;
+  CopyDemo(dir.path());
+  std::ifstream file(kDemo / "channels.json");
+  auto channels = nlohmann::json::parse(file);
+  channels["label_format"] = "int4";
+  std::ofstream(dir.path() + "/channels.json") << channels.dump();
+  const CommandResult result = RunBinary("sparsekv", {"inspect", dir.path(), "--json"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  const auto report = nlohmann::json::parse(result.out);
+  EXPECT_EQ(report["channel_config"]["label_format"], "int4");
+  // 16 codes of 4 bits, a step and a least value.
+  EXPECT_EQ(report["memory"]["label_bytes_per_1000_tokens"], 1000 * 8 * 2 * (16 / 2 + 4));
+  EXPECT_NE(RunBinary("sparsekv", {"inspect", dir.path()}).out.find("labels in int4"),
+            std::string::npos);
+}
+
 TEST(InspectTest, RefusesWithServesOwnWords) {
   const auto same = [](const std::string& dir) {
     const CommandResult inspected = RunBinary("sparsekv", {"inspect", dir});

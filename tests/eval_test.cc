@@ -110,6 +110,20 @@ TEST(Eval, JobsGiveWhatOneGives) {
   }
 }
 
+// Jobs that would have nothing to do take no memory: with rows and keys of 8192 tokens in float32,
+// a thousand would need 64 GiB.
+TEST(Eval, NoMoreJobsThanThereIsToDo) {
+  ScratchDir dir;
+  std::filesystem::create_directories(dir.path() + "/test");
+  Write(dir.path() + "/test/law_test.csv", "Who?,I,you,he,she,A\nWhat?,a,b,c,d,B\n");
+  const Arguments one = {"eval",   "--model",  kDemo,      "--task", "mmlu",
+                         "--file", dir.path(), "--shots",  "0",      "--context",
+                         "8192",   "--json",   "--policy", "random", "--jobs"};
+  const auto alone = RunBinary("sparsekv", With(one, {"1"}));
+  ASSERT_EQ(alone.code, 0) << alone.err;
+  EXPECT_EQ(RunBinary("sparsekv", With(one, {"1024"})).out, alone.out);
+}
+
 // More cases, policies and budgets than a state has: only what is missing is done.
 TEST(Eval, AStateIsWidened) {
   ScratchDir dir;
@@ -125,6 +139,28 @@ TEST(Eval, AStateIsWidened) {
   EXPECT_EQ(wide.out, RunBinary("sparsekv", kSweep).out) << wide.err;
   EXPECT_TRUE(Read(state).starts_with(before));
   EXPECT_EQ(std::ranges::count(Read(state), '\n'), 1 + 2 * 3 * 7);
+}
+
+// A directory of questions is known by what its files say, not by where it is.
+TEST(Eval, AStateIsOfOneDirectory) {
+  ScratchDir dir;
+  const auto questions = [&](const std::string& name, const std::string& text) {
+    std::filesystem::create_directories(dir.path() + "/" + name + "/test");
+    Write(dir.path() + "/" + name + "/test/law_test.csv", text);
+    return dir.path() + "/" + name;
+  };
+  const std::string state = dir.path() + "/state";
+  const auto run = [&](const std::string& file) {
+    return RunBinary("sparsekv",
+                     {"eval", "--model", kDemo, "--task", "mmlu", "--file", file, "--shots", "0",
+                      "--context", "128", "--policy", "dense", "--json", "--state", state});
+  };
+  const auto first = run(questions("a", "Who?,I,you,he,she,A\n"));
+  ASSERT_EQ(first.code, 0) << first.err;
+  EXPECT_EQ(run(questions("moved", "Who?,I,you,he,she,A\n")).code, 0);
+  const auto other = run(questions("other", "Who?,I,you,he,she,B\n"));
+  EXPECT_EQ(other.code, 1);
+  EXPECT_NE(other.err.find("is of another sweep, its file_xxh3"), std::string::npos) << other.err;
 }
 
 // A policy may have labels of its own: from the model's own config it is the same, from another

@@ -24,8 +24,10 @@ for target in "${targets[@]}"; do
   mkdir -p "build/fuzz/corpus/$target"
   log=build/fuzz/$target.log
   verdict="nothing found"
+  words=()  # that libFuzzer should try
+  [[ -f tests/fuzz/dictionary/$target ]] && words=(-dict="tests/fuzz/dictionary/$target")
   build/fuzz/tests/fuzz_"$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 \
-    -max_len=65536 -print_final_stats=1 -artifact_prefix="build/fuzz/findings/$target-" \
+    -max_len=65536 -print_final_stats=1 -artifact_prefix="build/fuzz/findings/$target-" "${words[@]}" \
     "build/fuzz/corpus/$target" "tests/fuzz/corpus/$target" >"$log" 2>&1 || { verdict="FOUND, see $log"; code=1; }
   runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
   peak=$(sed -n 's/^stat::peak_rss_mb: *//p' "$log")

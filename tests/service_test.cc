@@ -75,6 +75,52 @@ TEST_F(ServiceTest, FullBudgetGivesDenseTokens) {
   }
 }
 
+// What selections hold of dense attention is sampled for everybody; a target for that gives the
+// same tokens alone and in a batch, and a target that the budget cannot hold falls back to dense.
+TEST_F(ServiceTest, RecallIsSampledAndTargetsAreHeld) {
+  std::string text;
+  for (int verse = 0; verse < 60; ++verse) text += "And the LORD spake unto Moses, saying, ";
+  auto request = TextRequest(text, 60);
+  request.set_ignore_eos(true);
+  const Reply fixed = client_.Generate(request);
+  ASSERT_EQ(fixed.code, 0) << fixed.message;
+  EXPECT_EQ(fixed.last.sparsity().recall_samples(), 4u);
+  EXPECT_GT(fixed.last.sparsity().attention_recall(), 0.2);
+  EXPECT_LT(fixed.last.sparsity().attention_recall(), 1);
+  EXPECT_EQ(fixed.last.sparsity().recall_target(), 0);
+  EXPECT_TRUE(Eventually([] {
+    return server_->Metric("sparsekv_attention_recall_samples_total") >= 4 &&
+           server_->Metric("sparsekv_attention_recall_ratio{layer=\"0\",worker=\"0\"}") > 0;
+  }));
+
+  request.set_recall_target(0.9);
+  request.mutable_budget()->set_fraction_denominator(1);
+  const Reply alone = client_.Generate(request);
+  ASSERT_EQ(alone.code, 0) << alone.message;
+  EXPECT_NEAR(alone.last.sparsity().attention_recall(), 0.9, 0.08);
+  EXPECT_EQ(alone.last.sparsity().recall_target(), 0.9);
+  EXPECT_EQ(alone.last.sparsity().dense_layers(), 0u);
+  std::vector<Reply> together(3);
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < together.size(); ++i) {
+    threads.emplace_back([&, i] {
+      auto company = i == 0 ? request : TextRequest(text.substr(100 * i), 80);
+      together[i] = client_.Generate(company);
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_EQ(together[0].ids, alone.ids);
+  EXPECT_EQ(together[0].last.sparsity().rows_selected(), alone.last.sparsity().rows_selected());
+
+  request.set_recall_target(0.9999);
+  request.mutable_budget()->set_rows(70);
+  const Reply missed = client_.Generate(request);
+  EXPECT_GT(missed.last.sparsity().dense_layers(), 0u);
+  EXPECT_GT(missed.last.sparsity().budget_effective(), 70u);
+  EXPECT_TRUE(Eventually([] { return server_->Metric("sparsekv_recall_fallbacks_total") > 0; }));
+  EXPECT_TRUE(NothingHeld());
+}
+
 TEST_F(ServiceTest, ABatchGivesWhatEachGivesAlone) {
   const std::vector<std::string> prompts = {"In the beginning",
                                             "And it came to pass",

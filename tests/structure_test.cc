@@ -138,6 +138,23 @@ TEST(Structure, HeadersHaveOneGuardAndNothingIsLeftUndone) {
   }
 }
 
+// A kernel that does not wait for those before it says so of none of them
+// (kernels/cuda/begin_kernel.cuh).
+TEST(Structure, EveryCudaKernelBeginsAsAllDo) {
+  size_t kernels = 0;
+  for (const SourceFile& file : AllSources()) {
+    if (!file.path.starts_with("kernels/cuda/")) continue;
+    size_t here = 0, begun = 0;
+    for (const std::string& line : file.lines) {
+      here += line.find("__global__") != std::string::npos;
+      begun += line.find("BeginKernel();") != std::string::npos;
+    }
+    EXPECT_EQ(here, begun) << file.path;
+    kernels += here;
+  }
+  EXPECT_GT(kernels, 0u);
+}
+
 TEST(Structure, EverySourceIsBuilt) {
   std::vector<std::string> lists;
   for (const auto& entry : fs::recursive_directory_iterator(kRoot)) {

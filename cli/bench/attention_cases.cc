@@ -77,30 +77,19 @@ class Layers {
   double ScoreFlops() const { return 2.0 * shape_.context * kKvHeads * shape_.group * channels_; }
 
   void Score(uint32_t i, Pooling pooling) {
-    const ScoreLabelsArgs::Item item = {
-        .query = 0,
-        .tokens = shape_.context,
-        .labels = {.pages = pages_.data(), .layout = &labels_, .layer = i % labels_.layers},
-        .scores = scores_.data()};
-    bench_.backend().ScoreLabels({.q = Query(i),
-                                  .kv_heads = kKvHeads,
-                                  .group = shape_.group,
-                                  .head_dim = shape_.head_dim,
-                                  .channels = channel_list_.data(),
-                                  .pooling = pooling,
-                                  .score_stride = shape_.context,
-                                  .items = {&item, 1}});
+    const ScoreLabelsArgs::Item item = Scored(i);
+    bench_.backend().ScoreLabels(Scoring(i, pooling, item));
   }
 
   void Select() {
-    const SelectArgs::Item item = {.scores = scores_.data(),
-                                   .tokens = shape_.context,
-                                   .count = kBudget,
-                                   .selection = selection_.data()};
-    bench_.backend().Select({.kv_heads = kKvHeads,
-                             .score_stride = shape_.context,
-                             .selection_stride = kBudget,
-                             .items = {&item, 1}});
+    const SelectArgs::Item item = Selected();
+    bench_.backend().Select(Selecting(item));
+  }
+
+  void ScoreSelect(uint32_t i) {
+    const ScoreLabelsArgs::Item scored = Scored(i);
+    const SelectArgs::Item selected = Selected();
+    bench_.backend().ScoreSelect(Scoring(i, Pooling::kMaxNormalised, scored), Selecting(selected));
   }
 
   // Over all rows, over those that Select chose, and over as many random ones.
@@ -118,6 +107,35 @@ class Layers {
   }
 
  private:
+  ScoreLabelsArgs::Item Scored(uint32_t i) {
+    return {.query = 0,
+            .tokens = shape_.context,
+            .labels = {.pages = pages_.data(), .layout = &labels_, .layer = i % labels_.layers},
+            .scores = scores_.data()};
+  }
+  ScoreLabelsArgs Scoring(uint32_t i, Pooling pooling, const ScoreLabelsArgs::Item& item) const {
+    return {.q = Query(i),
+            .kv_heads = kKvHeads,
+            .group = shape_.group,
+            .head_dim = shape_.head_dim,
+            .channels = channel_list_.data(),
+            .pooling = pooling,
+            .score_stride = shape_.context,
+            .items = {&item, 1}};
+  }
+  SelectArgs::Item Selected() {
+    return {.scores = scores_.data(),
+            .tokens = shape_.context,
+            .count = kBudget,
+            .selection = selection_.data()};
+  }
+  SelectArgs Selecting(const SelectArgs::Item& item) const {
+    return {.kv_heads = kKvHeads,
+            .score_stride = shape_.context,
+            .selection_stride = kBudget,
+            .items = {&item, 1}};
+  }
+
   size_t width() const { return size_t{kKvHeads} * shape_.group * shape_.head_dim; }
 
   void Attend(uint32_t i, uint32_t tokens, const uint32_t* selection) {
@@ -181,8 +199,7 @@ void AddShape(KernelBench& bench, const Shape& shape, std::vector<KernelCase>* c
                              layers->ScoreFlops() + layers->Flops(kBudget)},
                     .run =
                         [layers](uint32_t i) {
-                          layers->Score(i, pooling);
-                          layers->Select();
+                          layers->ScoreSelect(i);
                           layers->AttendSelected(i);
                         },
                     .ideal =
@@ -197,6 +214,9 @@ void AddShape(KernelBench& bench, const Shape& shape, std::vector<KernelCase>* c
       {.item = {"score_labels", With(params, "pooling", "softmax"), labels, layers->ScoreFlops()},
        .run = [layers](uint32_t i) { layers->Score(i, Pooling::kSoftmaxMass); },
        .ideal = [=](const Ceilings& ceilings) { return labels / ceilings.stream; }});
+  cases->push_back({.item = {"score_select", sparse_params, labels, layers->ScoreFlops()},
+                    .run = [layers](uint32_t i) { layers->ScoreSelect(i); },
+                    .ideal = [=](const Ceilings& ceilings) { return labels / ceilings.stream; }});
   cases->push_back({.item = {"select", sparse_params, 4.0 * shape.context * kKvHeads},
                     .run = [layers](uint32_t) { layers->Select(); }});
   cases->push_back(

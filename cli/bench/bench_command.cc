@@ -113,6 +113,7 @@ void AddBenchDecode(CLI::App& bench, Command* command) {
       ->check(CLI::IsMember({"resident", "offload"}))
       ->capture_default_str();
   sub->add_flag("!--no-graphs", o->graphs, "cuda: launch every kernel of a step by itself");
+  sub->add_flag("!--no-early-launch", o->early_launch, "cuda: begin kernels one after the other");
   sub->add_flag("--dense", o->dense, "attend every row");
   sub->add_flag("!--uncorrected", o->corrected, "attend what was predicted, as in the paper");
   sub->add_option("--prefetch-percent", o->prefetch_percent, "rows to predict, of the budget")

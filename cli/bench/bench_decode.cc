@@ -60,6 +60,8 @@ LayerCounts Total(const std::vector<LayerCounts>& layers) {
   return total;
 }
 
+constexpr size_t kStreamBytes = size_t{512} << 20;
+
 double Share(double part, double whole) { return whole > 0 ? part / whole : 0; }
 
 class DecodeBench {
@@ -72,13 +74,15 @@ class DecodeBench {
  private:
   absl::StatusOr<std::unique_ptr<LocalRunner>> MakeRunner(const Case* one, Timeline* timeline);
   absl::Status RunCase(const Case& one);
+  void MeasureStream();
   BenchCase Describe(const Case& one, LocalRunner& runner, std::vector<double> seconds) const;
 
   const DecodeBenchOptions& o_;
   DecodeSource& source_;
   BenchReport report_;
   std::unique_ptr<LocalRunner> base_;
-  double stream_bytes_per_s_ = 0;
+  std::vector<std::byte> stream_memory_;
+  std::vector<double> streams_;  // bytes per second, before and after the case's steps
 };
 
 absl::StatusOr<std::unique_ptr<LocalRunner>> DecodeBench::MakeRunner(const Case* one,
@@ -92,6 +96,7 @@ absl::StatusOr<std::unique_ptr<LocalRunner>> DecodeBench::MakeRunner(const Case*
     options.rows = {.in_place = false, .hot_rows = one->hot_rows, .predict = one->predict};
     options.backend = BackendFor(o_.backend, source_.files());
     options.graphs = o_.graphs;
+    options.early_launch = o_.early_launch;
     if (o_.placement == "resident") options.placement = RowPlacement::kResident;
     options.link = o_.link;
     options.gather = one->gather;
@@ -104,20 +109,20 @@ absl::Status DecodeBench::Run() {
   if (!base.ok()) return base.status();
   base_ = *std::move(base);
   if (absl::Status status = source_.Prepare(*base_); !status.ok()) return status;
-  {
-    cpu::ThreadPool pool(
-        std::max(1u, o_.threads ? o_.threads : std::thread::hardware_concurrency()));
-    const std::span rows(base_->segment().rows(),
-                         std::min<size_t>(base_->segment().layout().pool_bytes(), 512 << 20));
-    std::vector<double> seconds;
-    for (int i = 0; i < 5; ++i) seconds.push_back(StreamRead(pool, rows));
-    stream_bytes_per_s_ = static_cast<double>(rows.size()) / Median(seconds);
-  }
   for (const Case& one : Cases(o_)) {
     if (absl::Status status = RunCase(one); !status.ok()) return status;
   }
   report_.Print(o_.json);
   return absl::OkStatus();
+}
+
+// What a step's bytes are compared with: memory that no cache holds, read from end to end.
+void DecodeBench::MeasureStream() {
+  cpu::ThreadPool pool(std::max(1u, o_.threads ? o_.threads : std::thread::hardware_concurrency()));
+  stream_memory_.resize(kStreamBytes, std::byte{1});
+  for (int i = 0; i < 5; ++i) {
+    streams_.push_back(static_cast<double>(kStreamBytes) / StreamRead(pool, stream_memory_));
+  }
 }
 
 absl::Status DecodeBench::RunCase(const Case& one) {
@@ -131,6 +136,8 @@ absl::Status DecodeBench::RunCase(const Case& one) {
   policies[0].predict = false;
   runner.device().attention->set_policies(policies);
   std::vector<double> seconds;
+  streams_.clear();
+  MeasureStream();
   for (uint32_t step = 0; step < o_.warmup + o_.steps; ++step) {
     if (step == o_.warmup) {
       runner.device().attention->counts().assign(layers, LayerCounts{});
@@ -142,6 +149,7 @@ absl::Status DecodeBench::RunCase(const Case& one) {
     const double took = std::chrono::duration<double>(Clock::now() - begin).count();
     if (step >= o_.warmup) seconds.push_back(took);
   }
+  MeasureStream();
   report_.Add(Describe(one, runner, seconds));
   if (o_.timeline.empty()) return absl::OkStatus();
   return timeline.Write(o_.timeline);
@@ -190,7 +198,9 @@ BenchCase DecodeBench::Describe(const Case& one, LocalRunner& runner,
                            double(config.layers) * config.heads *
                                (labels + 4.0 * config.head_dim * attended_rows));
   item.seconds_median = Median(seconds);
-  item.ceiling_share = item.bytes / stream_bytes_per_s_ / item.seconds_median;
+  const double stream = Median(streams_);
+  item.params["stream_gb_per_s"] = std::round(stream / 1e8) / 10;
+  item.ceiling_share = item.bytes / stream / item.seconds_median;
   return item;
 }
 

@@ -36,6 +36,7 @@ struct DecodeBenchOptions {
   std::string backend = "cpu";  // of the measured runner; what it starts from is made on the cpu
   std::string placement = "offload";
   bool graphs = true;
+  bool early_launch = true;
   bool dense = false;  // attend every row: no selection, no hot rows
 
   RowBudget row_budget() const { return dense ? RowBudget{} : RowBudget{.rows = budget}; }

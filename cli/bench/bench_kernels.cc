@@ -8,11 +8,21 @@
 namespace sparsekv {
 namespace {
 
-constexpr const char* kCaseNames[] = {
-    "attend_dense",        "attend_sparse",      "score_labels",      "select",
-    "attend_selection",    "attend_prefill",     "linear_decode",     "linear_prefill",
-    "linear_decode_int8",  "linear_decode_int4", "linear_decode_fp8", "linear_prefill_int8",
-    "linear_prefill_int4", "linear_prefill_fp8"};
+constexpr const char* kCaseNames[] = {"attend_dense",
+                                      "attend_sparse",
+                                      "score_labels",
+                                      "score_select",
+                                      "select",
+                                      "attend_selection",
+                                      "attend_prefill",
+                                      "linear_decode",
+                                      "linear_prefill",
+                                      "linear_decode_int8",
+                                      "linear_decode_int4",
+                                      "linear_decode_fp8",
+                                      "linear_prefill_int8",
+                                      "linear_prefill_int4",
+                                      "linear_prefill_fp8"};
 
 // A measurement takes at least this long, so that the clock and waking threads do not show.
 constexpr double kMinSeconds = 0.004;

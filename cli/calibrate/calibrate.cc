@@ -121,13 +121,12 @@ std::vector<std::vector<uint16_t>> MeasureOrders(LocalRunner& runner, const Text
 }
 
 // The chosen criterion first, as it will be used, then what it is compared with.
-std::vector<LabelChoice> Choices(uint32_t head_dim, size_t criteria, uint32_t channels,
-                                 bool compare) {
-  std::vector<LabelChoice> choices = {{0, channels, LabelFormat::kBf16}};
+std::vector<LabelChoice> Choices(const ChannelConfig& used, size_t criteria, bool compare) {
+  std::vector<LabelChoice> choices = {{0, used.channels, used.label_format}};
   for (size_t order = 0; compare && order < criteria; ++order) {
     for (LabelFormat format : kLabelFormats) {
       for (uint32_t share : {32u, 16u, 8u, 4u}) {
-        const uint32_t count = head_dim / share;
+        const uint32_t count = used.head_dim / share;
         if (count > 0) choices.push_back({order, count, format});
       }
     }
@@ -140,7 +139,7 @@ void MeasureRecall(LocalRunner& runner, const Text& text, const CalibrateOptions
   ChannelConfig& channels = out.channels;
   RecallMeter::Options options = {
       .orders = std::move(orders),
-      .choices = Choices(channels.head_dim, out.criteria.size(), channels.channels, o.compare),
+      .choices = Choices(channels, out.criteria.size(), o.compare),
       .denominators = {std::begin(kDenominators), std::end(kDenominators)},
       .pooling = o.pooling};
   out.meter.emplace(runner.model().config(), std::move(options));
@@ -197,6 +196,7 @@ absl::StatusOr<Calibration> Calibrate(const CalibrateOptions& o) {
   channels.text = {.xxh3 = text->xxh3, .tokens = text->calibration.size()};
   channels.context = text->context;
   channels.order = orders[0];
+  channels.label_format = o.label_format;
   channels.UseChannels(count);
   if (!text->held_out.empty()) {
     MeasureRecall(**runner, *text, o, threads, std::move(orders), result);

@@ -21,6 +21,7 @@ struct Arguments {
   std::vector<std::string> reports;
   std::string criterion = "qk-lift";
   std::string pooling{Name(Pooling::kMaxNormalised)};
+  std::string label_format{Name(LabelFormat::kBf16)};
 };
 
 absl::Status Check(const Arguments& a) {
@@ -41,10 +42,13 @@ absl::Status Check(const Arguments& a) {
 
 absl::Status Write(const Arguments& a, const Calibration& calibration) {
   if (calibration.meter) {
-    spdlog::info("{} channels by {}: recall of attention mass {:.4f} at 1/{}, true top-k {:.4f}",
-                 calibration.channels.channels, calibration.channels.criterion,
-                 calibration.meter->Mean(0, 0), calibration.meter->options().denominators[0],
-                 calibration.meter->Oracle(0));
+    const ChannelConfig& channels = calibration.channels;
+    spdlog::info(
+        "{} channels by {} in {}, {} bytes a label: recall of attention mass {:.4f} at 1/{}, true "
+        "top-k {:.4f}",
+        channels.channels, channels.criterion, Name(channels.label_format),
+        LabelBytes(channels.label_format, channels.channels), calibration.meter->Mean(0, 0),
+        calibration.meter->options().denominators[0], calibration.meter->Oracle(0));
   }
   if (!a.out.empty()) {
     absl::Status status = calibration.channels.Save(a.out, calibration.fingerprint);
@@ -67,6 +71,7 @@ absl::Status RunCalibrate(Arguments a) {
   if (absl::Status status = Check(a); !status.ok()) return status;
   a.options.criterion = *ParseCriterion(a.criterion);
   a.options.pooling = *ParsePooling(a.pooling);
+  a.options.label_format = *ParseLabelFormat(a.label_format);
   a.options.compare = !a.reports.empty();
   const auto calibration = Calibrate(a.options);
   return calibration.ok() ? Write(a, *calibration) : calibration.status();
@@ -91,6 +96,9 @@ void AddCalibrate(CLI::App& app, Command* command) {
       ->capture_default_str();
   sub->add_option("--pooling", a->pooling, "how the group's query heads become one score")
       ->check(CLI::IsMember({"max-normalised", "sum", "softmax-mass"}))
+      ->capture_default_str();
+  sub->add_option("--label-format", a->label_format, "how the label cache will hold them")
+      ->check(CLI::IsMember({"bf16", "int8", "int4", "int2"}))
       ->capture_default_str();
   sub->add_option("--label-channels", o.channels, "per KV head; default max(2, head_dim / 16)");
   sub->add_option("--context,--window", o.context,

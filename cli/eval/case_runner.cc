@@ -95,6 +95,7 @@ void CapturesAll(double steps, size_t heads, CandidateResult* result) {
   result->sums.back() = steps;
   result->cost.rows = result->cost.dense_rows;
   result->cost.bytes = result->cost.dense_bytes;
+  result->cost.held = static_cast<double>(result->cost.looked_at);
 }
 
 // All candidates look at the same dense steps.  REQUIRES: one of them is not dense.
@@ -167,10 +168,11 @@ void RunCase(Session& session, const Tokenizer& tokenizer, const TaskCase& task,
 }
 
 nlohmann::ordered_json CandidateResult::ToJson() const {
-  nlohmann::ordered_json json = {
-      {"weights", weights},
-      {"sums", sums},
-      {"cost", {cost.steps, cost.rows, cost.bytes, cost.dense_rows, cost.dense_bytes}}};
+  nlohmann::ordered_json json = {{"weights", weights},
+                                 {"sums", sums},
+                                 {"cost",
+                                  {cost.steps, cost.rows, cost.bytes, cost.dense_rows,
+                                   cost.dense_bytes, cost.selections, cost.held, cost.looked_at}}};
   if (!captured.empty()) {
     json["captured"] = captured;
     json["overlap"] = overlap;
@@ -184,7 +186,7 @@ absl::StatusOr<CandidateResult> CandidateResult::FromJson(const nlohmann::json& 
     json.at("weights").get_to(result.weights);
     json.at("sums").get_to(result.sums);
     const auto& c = json.at("cost");
-    result.cost = {c.at(0), c.at(1), c.at(2), c.at(3), c.at(4)};
+    result.cost = {c.at(0), c.at(1), c.at(2), c.at(3), c.at(4), c.at(5), c.at(6), c.at(7)};
     if (json.contains("captured")) {
       json.at("captured").get_to(result.captured);
       json.at("overlap").get_to(result.overlap);

@@ -16,7 +16,6 @@
 #include "cli/eval/report/report.h"
 #include "cli/eval/state_file.h"
 #include "cli/eval/sweep.h"
-#include "cli/local_memory.h"
 #include "gpu_worker/checkpoint/json_file.h"
 
 namespace sparsekv {
@@ -99,9 +98,32 @@ std::vector<TokenKind> Kinds(const Tokenizer& tokenizer, uint32_t vocab) {
   return kinds;
 }
 
+absl::StatusOr<std::string> FileHash(const std::string& path);
+
+// Of the names and contents of dev/*.csv and test/*.csv, wherever the directory is.
+absl::StatusOr<std::string> DirectoryHash(const std::string& path) {
+  std::vector<std::string> names;
+  for (const char* part : {"dev", "test"}) {
+    std::error_code error;
+    for (const auto& entry : std::filesystem::directory_iterator(path + "/" + part, error)) {
+      if (entry.path().extension() != ".csv") continue;
+      names.push_back(absl::StrCat(part, "/", entry.path().filename().string()));
+    }
+  }
+  std::ranges::sort(names);
+  std::string all;
+  for (const std::string& name : names) {
+    auto hash = FileHash(absl::StrCat(path, "/", name));
+    if (!hash.ok()) return hash.status();
+    absl::StrAppend(&all, name, "\n", *hash, "\n");
+  }
+  return HexId(XXH3_64bits(all.data(), all.size()));
+}
+
 absl::StatusOr<std::string> FileHash(const std::string& path) {
   std::error_code error;
-  if (path.empty() || std::filesystem::is_directory(path, error)) return std::string();
+  if (path.empty()) return std::string();
+  if (std::filesystem::is_directory(path, error)) return DirectoryHash(path);
   auto text = ReadInput(path);
   if (!text.ok()) return text.status();
   return HexId(XXH3_64bits(text->data(), text->size()));
@@ -111,6 +133,7 @@ nlohmann::ordered_json ToJson(const ChannelConfig& c) {
   return {{"criterion", c.criterion},
           {"count", c.channels},
           {"pooling", Name(c.pooling)},
+          {"label_format", Name(c.label_format)},
           {"xxh3", HexId(XXH3_64bits(c.order.data(), c.order.size() * sizeof(c.order[0])))}};
 }
 
@@ -147,6 +170,7 @@ absl::StatusOr<nlohmann::ordered_json> Settings(const EvalOptions& o, const Mode
                                  {"shots", t.shots},
                                  {"max_new_tokens", t.max_new_tokens},
                                  {"attention_stride", o.attention_stride},
+                                 {"measure_recall", o.measure_recall},
                                  {"text", t.text_file},
                                  {"text_xxh3", *text_hash},
                                  {"file", t.file},
@@ -192,7 +216,7 @@ absl::Status CheckSizes(const EvalOptions& o, const ModelFiles& files) {
     return Bad(absl::StrCat("--context: ", o.task.context, " is less than ", kLeastContext));
   }
   if (o.tasks.empty()) return Bad("--task: none is given (or use --quick)");
-  return CheckLocalMemory(files, size_t{o.task.context} * o.jobs);
+  return absl::OkStatus();
 }
 
 TaskSettings SettingsOf(const std::string& name, const EvalOptions& o) {
@@ -224,12 +248,12 @@ absl::StatusOr<ChannelSets> LoadSets(const EvalOptions& o, const ModelFiles& fil
 
 Session::Options SessionOptions(const EvalOptions& o, const ModelFiles& files,
                                 const Tokenizer& tokenizer) {
-  const unsigned threads = o.threads ? o.threads : std::thread::hardware_concurrency();
   return {.max_tokens = o.task.context,
-          .threads = std::max(threads / o.jobs, 1u),
+          .threads = o.threads ? o.threads : std::thread::hardware_concurrency(),
           .unit = o.unit,
           .seed = o.task.seed,
           .attention_stride = o.attention_stride,
+          .measure_recall = o.measure_recall,
           .kinds = Kinds(tokenizer, files.config.vocab_size)};
 }
 

@@ -19,7 +19,7 @@ struct EvalOptions {
   uint32_t attention_stride = 8;
   std::vector<std::string> channel_sets;  // NAME=FILE, for policies with from=NAME
   unsigned threads = 0, jobs = 1;         // jobs: cases at once, which share the threads
-  bool quick = false;
+  bool quick = false, measure_recall = false;
   std::string state_file, html_file;
   bool json = false;
 };

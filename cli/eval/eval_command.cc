@@ -68,6 +68,8 @@ void AddEval(CLI::App& app, Command* command) {
                   "h2o: every so many of a prompt's queries count")
       ->check(CLI::Range(1u, 4096u))
       ->capture_default_str();
+  sub->add_flag("--measure-recall", o->measure_recall,
+                "say how much of dense attention every policy's selections held (slow)");
   sub->add_flag("--quick", o->quick, "a small sweep of everything, in minutes");
   sub->add_option("--state", o->state_file, "finished cases; a killed sweep goes on from it");
   sub->add_option("--html", o->html_file, "write the report as one page");

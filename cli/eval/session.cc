@@ -24,6 +24,9 @@ void AttendCost::Add(const AttendCost& other) {
   bytes += other.bytes;
   dense_rows += other.dense_rows;
   dense_bytes += other.dense_bytes;
+  selections += other.selections;
+  held += other.held;
+  looked_at += other.looked_at;
 }
 
 Session::Session(const ModelFiles& files, const Options& options)
@@ -158,13 +161,13 @@ void Session::Rewind() {
 Session::Running Session::MakeRunning(const Candidate& candidate) {
   Running running;
   running.candidate = candidate;
-  for (size_t head = 0; head < shapes_.size() && !candidate.policy.dense(); ++head) {
-    running.heads.push_back(
-        candidate.policy.Make(shapes_[head], ChannelsOf(candidate.policy), options_.seed));
-    running.heads.back()->Begin({.keys = &keys_[head],
-                                 .attention = observer_->attention(head),
-                                 .last_attention = observer_->last_attention(head),
-                                 .kinds = &kinds_});
+  if (candidate.policy.dense()) return running;
+  running.heads = candidate.policy.Make(shapes_, ChannelsOf(candidate.policy), options_.seed);
+  for (size_t head = 0; head < shapes_.size(); ++head) {
+    running.heads[head]->Begin({.keys = &keys_[head],
+                                .attention = observer_->attention(head),
+                                .last_attention = observer_->last_attention(head),
+                                .kinds = &kinds_});
   }
   return running;
 }
@@ -239,6 +242,7 @@ void Session::Steps(std::span<const uint32_t> ids,
 
 void Session::CountDense(Running& running, uint32_t first, uint32_t tokens) const {
   const uint64_t n = tokens, rows = (n * first + n * (n + 1) / 2) * shapes_.size();
+  running.cost.selections += n * shapes_.size();
   running.cost.rows += rows;
   running.cost.dense_rows += rows;
   running.cost.bytes += rows * shapes_[0].row_bytes();
@@ -256,17 +260,41 @@ uint32_t Session::RowsFor(const RowBudget& budget, const HeadPolicy& policy,
   return static_cast<uint32_t>(std::clamp<size_t>(rows, AlwaysSetSize(tokens), tokens));
 }
 
+HeadStep Session::StepOf(const Running& running, size_t head, const float* q) const {
+  const HeadShape& shape = shapes_[head];
+  const size_t of_group = size_t{shape.kv_head} * shape.group * shape.head_dim;
+  return {.q = q,
+          .predicted = guessed_ ? guessed_ + of_group : nullptr,
+          .keys = &keys_[head],
+          .rows = RowsFor(running.candidate.budget, *running.heads[head], keys_[head].tokens())};
+}
+
+void Session::Look(uint32_t layer, const float* q) {
+  const ModelConfig& config = files_.config;
+  const size_t width = size_t{config.group()} * config.head_dim;
+  for (Running& running : running_) {
+    for (uint32_t h = 0; h < config.kv_heads && !running.heads.empty(); ++h) {
+      const size_t head = size_t{layer} * config.kv_heads + h;
+      running.heads[head]->Look(StepOf(running, head, q + h * width));
+    }
+  }
+}
+
+void Session::MeasureRecall(Running& running, size_t head, const float* q,
+                            const HeadSelection& selection) {
+  if (!options_.measure_recall && !running.candidate.policy.adaptive()) return;
+  std::vector<float> attention;
+  GroupAttention(q, keys_[head], keys_[head].tokens(), shapes_[head], &attention);
+  for (uint32_t row : selection.rows) running.cost.held += attention[row];
+  ++running.cost.looked_at;
+}
+
 void Session::Select(Running& running, size_t head, const float* q, HeadSelection* selection) {
   const HeadShape& shape = shapes_[head];
   const uint32_t tokens = keys_[head].tokens();
-  HeadPolicy& policy = *running.heads[head];
-  const size_t of_group = size_t{shape.kv_head} * shape.group * shape.head_dim;
   selection->Clear();
-  policy.Select({.q = q,
-                 .predicted = guessed_ ? guessed_ + of_group : nullptr,
-                 .keys = &keys_[head],
-                 .rows = RowsFor(running.candidate.budget, policy, tokens)},
-                selection);
+  running.heads[head]->Select(StepOf(running, head, q), selection);
+  ++running.cost.selections;
   running.cost.rows += selection->rows.size();
   running.cost.bytes += selection->rows.size() * shape.row_bytes() + selection->index_bytes;
   running.cost.dense_rows += tokens;
@@ -280,6 +308,7 @@ void Session::AttendStep(uint32_t layer, uint32_t position, const RowTable& rows
   const size_t width = size_t{config.group()} * config.head_dim;
   HeadSelection selection;
   std::vector<double> mean(config.head_dim);
+  Look(layer, q);
   for (uint32_t h = 0; h < config.kv_heads; ++h) {
     const size_t head = size_t{layer} * config.kv_heads + h;
     if (probe_) {
@@ -289,6 +318,7 @@ void Session::AttendStep(uint32_t layer, uint32_t position, const RowTable& rows
       std::iota(selection.rows.begin(), selection.rows.end(), 0u);
     } else {
       Select(running_[0], head, q + h * width, &selection);
+      MeasureRecall(running_[0], head, q + h * width, selection);
     }
     for (uint32_t c = 0; c < config.head_dim; ++c) mean[c] = values_[head][c] / (position + 1);
     attender_->Attend(selection, h, position, rows, q + h * width, mean, out + h * width);
@@ -306,6 +336,8 @@ void Session::ShowProbe(size_t head, const float* q) {
   HeadSelection selection;
   for (size_t i = 0; i < running_.size(); ++i) {
     Select(running_[i], head, q, &selection);
+    for (uint32_t row : selection.rows) running_[i].cost.held += attention[row];
+    ++running_[i].cost.looked_at;
     probe_({.layer = shape.layer,
             .kv_head = shape.kv_head,
             .attention = attention,

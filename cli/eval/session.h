@@ -36,6 +36,10 @@ struct AttendCost {
   uint64_t bytes = 0;        // of rows, and of what was read to choose them
   uint64_t dense_rows = 0;   // that dense attention would have attended
   uint64_t dense_bytes = 0;  // and their bytes
+  uint64_t selections = 0;   // made
+  // Share of dense attention that they held, summed; of those that were looked at.
+  double held = 0;
+  uint64_t looked_at = 0;
 
   void Add(const AttendCost& other);
 };
@@ -50,6 +54,7 @@ class Session {
     BudgetUnit unit = BudgetUnit::kRows;
     uint64_t seed = 0;
     uint32_t attention_stride = 8;  // every so many of a prompt's queries count for h2o's sums
+    bool measure_recall = false;    // AttendCost::held of every policy, not of adaptive ones only
     std::vector<TokenKind> kinds;   // [vocabulary]; empty: all kOther
     const std::map<std::string, ChannelConfig>* channel_sets = nullptr;  // for PolicySpec's
   };
@@ -61,6 +66,11 @@ class Session {
   // Whether a policy can be had, before anything is allocated.
   static absl::Status Check(const ModelFiles& files, const Options& options,
                             const PolicySpec& policy);
+
+  // What a session keeps of a token beside its row: its keys, as policies read them.
+  static size_t KeyBytes(const ModelConfig& config) {
+    return sizeof(float) * config.layers * config.kv_heads * config.head_dim;
+  }
 
   // Computes a prefix, which may be empty.  REQUIRES: shorter than max_tokens.
   void Start(std::span<const uint32_t> prefix);
@@ -111,6 +121,10 @@ class Session {
   void Select(Running& running, size_t head, const float* q, HeadSelection* selection);
   void AttendStep(uint32_t layer, uint32_t position, const RowTable& rows, const float* q,
                   float* out);
+  HeadStep StepOf(const Running& running, size_t head, const float* q) const;
+  // The heads of a layer, whose queries are q, see the step before any of them selects.
+  void Look(uint32_t layer, const float* q);
+  void MeasureRecall(Running& running, size_t head, const float* q, const HeadSelection& selection);
   void ShowProbe(size_t head, const float* q);
   uint32_t RowsFor(const RowBudget& budget, const HeadPolicy& policy, uint32_t tokens) const;
   void CountDense(Running& running, uint32_t first, uint32_t tokens) const;

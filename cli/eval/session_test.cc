@@ -6,6 +6,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "absl/strings/str_cat.h"
+#include "cli/local_memory.h"
 #include "cli/recall/seeded_random.h"
 #include "gpu_worker/random_checkpoint.h"
 
@@ -29,9 +31,20 @@ std::vector<Candidate> Everybody(RowBudget budget) {
   return all;
 }
 
-class SessionTest : public testing::TestWithParam<DType> {
+struct Stored {
+  DType rows;
+  LabelFormat labels;
+  uint32_t channels;
+};
+
+class SessionTest : public testing::TestWithParam<Stored> {
  protected:
-  SessionTest() : checkpoint_({.layers = 3, .dtype = GetParam()}, 5) {
+  SessionTest()
+      : checkpoint_({.layers = 3,
+                     .channels = GetParam().channels,
+                     .label_format = GetParam().labels,
+                     .dtype = GetParam().rows},
+                    5) {
     SeededRandom random(1, 2);
     for (uint32_t i = 0; i < kTokens; ++i) ids_.push_back(static_cast<uint32_t>(random.Below(160)));
   }
@@ -95,6 +108,43 @@ TEST_P(SessionTest, UncorrectedOffloadIsTheWorkersOwn) {
   EXPECT_NE(uncorrected, Run(*session, Make("double-sparsity")));
 }
 
+// The same rule on other kernels: what is measured may be rounded otherwise, so a layer may take a
+// row more or less.
+TEST_P(SessionTest, AdaptiveBudgetsAreTheWorkersOwn) {
+  for (const auto& [target, most] : {std::pair{0.5, kTokens}, {0.9, kTokens}, {0.9, 90u}}) {
+    const RowBudget budget = {.rows = most};
+    const Candidate candidate =
+        Make("double-sparsity-adaptive:target=" + std::to_string(target), budget);
+    auto session = Open({candidate});
+    auto runner = LocalRunner::Make(checkpoint_.files(),
+                                    {.max_tokens = kTokens, .threads = 2, .recall_target = target});
+    ASSERT_TRUE(runner.ok());
+    const auto logits = Run(*session, candidate);
+    const auto worker = RunWorker(**runner, budget);
+    const auto rows = static_cast<double>((*runner)->counts().selected);
+    EXPECT_NEAR(static_cast<double>(session->cost().rows), rows, 0.005 * rows);
+    for (size_t i = 0; i < worker.size(); ++i) ASSERT_NEAR(logits[i], worker[i], 2e-2) << i;
+    const AttendCost& cost = session->cost();
+    EXPECT_EQ(cost.looked_at, cost.selections);
+    EXPECT_NEAR(cost.held / static_cast<double>(cost.looked_at), target, 0.1);
+    EXPECT_EQ((*runner)->recall()->whole_layers(), most == 90 ? 3u : 0u);
+  }
+}
+
+// Bits that are asked for are no codes of the worker's.
+TEST_P(SessionTest, BitsLeaveTheConfigsFormat) {
+  const Candidate candidate = Make("double-sparsity");
+  auto session = Open({candidate});
+  const auto own = Run(*session, candidate);
+  EXPECT_EQ(Run(*session, Make("double-sparsity:bits=config")), own);
+  const auto plain = Run(*session, Make("double-sparsity:bits=16"));
+  if (GetParam().labels == LabelFormat::kBf16) {
+    EXPECT_EQ(plain, own);
+  } else {
+    EXPECT_NE(plain, own);
+  }
+}
+
 // P1 of the design: with a budget of all there is, every policy is dense attention.
 TEST_P(SessionTest, AFullBudgetIsDense) {
   const auto all = Everybody({.rows = kTokens});
@@ -102,7 +152,8 @@ TEST_P(SessionTest, AFullBudgetIsDense) {
   const auto dense = Run(*session, Make("dense", {}));
   for (const Candidate& candidate : all) {
     const auto logits = Run(*session, candidate);
-    if (candidate.policy.name() == "fastgen") continue;  // drops rows when it may
+    // These take fewer rows where they may.
+    if (candidate.policy.name() == "fastgen" || candidate.policy.adaptive()) continue;
     // Uncorrected, the current row comes on top of the prediction of the others.
     for (size_t i = 0; i < dense.size(); ++i) {
       ASSERT_NEAR(logits[i], dense[i], 1e-3) << candidate.policy.text();
@@ -129,7 +180,8 @@ TEST_P(SessionTest, CandidatesDoNotSeeEachOther) {
 
 TEST_P(SessionTest, CostsAreCounted) {
   auto session = Open({Make("double-sparsity"), Make("quest")});
-  const uint64_t heads = 3 * 2, row = 2 * 16 * SizeOf(GetParam());
+  const uint64_t heads = 3 * 2, row = 2 * 16 * SizeOf(GetParam().rows);
+  const uint64_t label = LabelBytes(GetParam().labels, GetParam().channels);
   uint64_t tokens = 0;
   for (uint32_t n = kPrefix + 1; n <= kTokens; ++n) tokens += n;
   Run(*session, Make("dense", {}));
@@ -137,9 +189,16 @@ TEST_P(SessionTest, CostsAreCounted) {
   Run(*session, Make("double-sparsity"));
   EXPECT_EQ(session->cost().steps, kSteps);
   EXPECT_EQ(session->cost().rows, heads * kSteps * kBudget.rows);
-  EXPECT_EQ(session->cost().bytes,
-            heads * (kSteps * kBudget.rows * row + tokens * 4 * sizeof(uint16_t)));
+  EXPECT_EQ(session->cost().bytes, heads * (kSteps * kBudget.rows * row + tokens * label));
   EXPECT_EQ(session->cost().dense_bytes, heads * tokens * row);
+}
+
+// What fits is judged by the rows of all sessions and by what they keep beside them.
+TEST_P(SessionTest, KeysAreCountedBesideRows) {
+  EXPECT_EQ(Session::KeyBytes(checkpoint_.files().config), 3 * 2 * 16 * sizeof(float));
+  EXPECT_TRUE(CheckLocalMemory(checkpoint_.files(), 1000, 384).ok());
+  const absl::Status status = CheckLocalMemory(checkpoint_.files(), 1000, size_t{1} << 50);
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
 }
 
 // A budget in bytes pays for labels too.
@@ -171,8 +230,16 @@ TEST_P(SessionTest, ProbesSeeDenseSteps) {
   EXPECT_EQ(logits, Run(*session, Make("dense", {})));
 }
 
-INSTANTIATE_TEST_SUITE_P(RowTypes, SessionTest, testing::Values(DType::kF32, DType::kBF16),
-                         [](const auto& type) { return std::string(Name(type.param)); });
+INSTANTIATE_TEST_SUITE_P(RowAndLabelTypes, SessionTest,
+                         testing::Values(Stored{DType::kF32, LabelFormat::kBf16, 4},
+                                         Stored{DType::kBF16, LabelFormat::kBf16, 4},
+                                         Stored{DType::kF32, LabelFormat::kInt4, 10},
+                                         Stored{DType::kBF16, LabelFormat::kInt8, 10},
+                                         Stored{DType::kBF16, LabelFormat::kInt2, 10}),
+                         [](const auto& stored) {
+                           return absl::StrCat(Name(stored.param.rows), "_",
+                                               Name(stored.param.labels));
+                         });
 
 // Rows that are moved: against attention with keys rotated to where they stand, in doubles.
 TEST(SelectionAttender, MovesKeysToTheirDistances) {

@@ -89,6 +89,9 @@ void SetCosts(std::span<const CaseResult> results, size_t c, CandidateSummary* s
   summary->bytes_per_step = static_cast<double>(cost.bytes) / steps;
   summary->bytes_share = static_cast<double>(cost.bytes) /
                          static_cast<double>(std::max<uint64_t>(cost.dense_bytes, 1));
+  summary->mean_rows =
+      static_cast<double>(cost.rows) / static_cast<double>(std::max<uint64_t>(cost.selections, 1));
+  if (cost.looked_at > 0) summary->recall = cost.held / static_cast<double>(cost.looked_at);
   summary->rows_share = static_cast<double>(cost.rows) / dense_rows;
 }
 
@@ -159,9 +162,11 @@ nlohmann::ordered_json TaskSummary::ToJson() const {
                                      {"budget", c.budget},
                                      {"score", sparsekv::ToJson(c.value)},
                                      {"change", sparsekv::ToJson(c.change)},
+                                     {"mean_rows", c.mean_rows},
                                      {"rows_share", c.rows_share},
                                      {"bytes_per_step", c.bytes_per_step},
                                      {"bytes_share", c.bytes_share}};
+    if (c.recall) result["recall"] = *c.recall;
     if (metric == Metric::kPerplexity) result["mean_nll"] = std::log(c.value.value);
     if (!c.captured.empty()) {
       result["captured"] = c.captured;

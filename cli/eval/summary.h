@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -21,6 +22,8 @@ struct CandidateSummary {
   Estimate value;
   // Beside dense, from the same draws: of accuracy the difference, of perplexity ratio - 1.
   Estimate change;
+  double mean_rows = 0;                   // of a selection
+  std::optional<double> recall;           // of dense attention, held; nothing: nobody looked
   double rows_share = 0;                  // of the rows that dense attention attends
   double bytes_per_step = 0;              // over layers and KV heads
   double bytes_share = 0;                 // of dense attention's

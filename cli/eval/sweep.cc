@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "cli/eval/case_runner.h"
 #include "cli/eval/summary.h"
+#include "cli/local_memory.h"
 
 namespace sparsekv {
 
@@ -72,12 +73,14 @@ class Work {
   Work(const Sweep& sweep, StateFile* state)
       : sweep_(sweep), state_(state), parts_(Cut(Missing(sweep, *state), sweep)) {}
 
-  size_t parts() const { return parts_.size(); }
+  size_t jobs() const { return std::min<size_t>(sweep_.jobs, parts_.size()); }
   const absl::Status& status() const { return status_; }
 
   // One job, on the calling thread.
   void Run() {
-    auto session = Session::Make(*sweep_.files, sweep_.session, sweep_.candidates);
+    Session::Options options = sweep_.session;
+    options.threads = std::max(options.threads / static_cast<unsigned>(jobs()), 1u);
+    auto session = Session::Make(*sweep_.files, options, sweep_.candidates);
     if (!session.ok()) return Fail(session.status());
     TaskCase made;
     while (const Part* part = Next(&made)) {
@@ -137,11 +140,13 @@ std::string CandidateText(const Candidate& candidate) {
 
 absl::Status RunSweep(const Sweep& sweep, StateFile* state) {
   Work work(sweep, state);
+  if (work.jobs() == 0) return absl::OkStatus();
+  const absl::Status fits = CheckLocalMemory(*sweep.files, work.jobs() * sweep.session.max_tokens,
+                                             Session::KeyBytes(sweep.files->config));
+  if (!fits.ok()) return fits;
   std::vector<std::thread> threads;
-  for (size_t i = 1; i < std::min<size_t>(sweep.jobs, work.parts()); ++i) {
-    threads.emplace_back([&] { work.Run(); });
-  }
-  if (work.parts() > 0) work.Run();
+  for (size_t i = 1; i < work.jobs(); ++i) threads.emplace_back([&] { work.Run(); });
+  work.Run();
   for (std::thread& thread : threads) thread.join();
   return work.status();
 }

@@ -27,13 +27,14 @@ struct Sweep {
   const Tokenizer* tokenizer = nullptr;
   std::span<const NamedTask> tasks;
   std::span<const Candidate> candidates;
-  Session::Options session;
-  unsigned jobs = 1;  // sessions at work at once, each on its own thread
+  Session::Options session;  // its threads are all jobs' together
+  unsigned jobs = 1;         // sessions at work at once, each on its own thread; no more than parts
 };
 
 // Does what `state` does not have, case after case, and adds it. With several jobs the candidates
 // of one case are shared out where there are few cases; what a candidate makes of a case is the
-// same. The first error ends it, when every job has ended its part.
+// same. The first error ends it, when every job has ended its part; RESOURCE_EXHAUSTED, with
+// nothing done, where the sessions of all jobs do not fit this machine.
 absl::Status RunSweep(const Sweep& sweep, StateFile* state);
 
 }  // namespace sparsekv

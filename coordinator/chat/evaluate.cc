@@ -80,10 +80,10 @@ Value Interpreter::EvaluateNode(const Expression& node) {
 
 Value Interpreter::EvaluateName(const Expression& node) {
   for (Scope* scope = scope_; scope != nullptr; scope = scope->parent) {
-    runtime_.Charge(1 + scope->names.size() / 8);
+    runtime_.ChargeSearch(scope->names.size(), node.name);
     if (const Value* value = scope->FindHere(node.name)) return *value;
   }
-  runtime_.Charge(1 + globals_.names.size() / 8);
+  runtime_.ChargeSearch(globals_.names.size(), node.name);
   if (const Value* value = globals_.FindHere(node.name)) return *value;
   if (HasFunction(node.name)) {
     return Value::Of(runtime_.arena().New<Callable>(Callable::Type::kFunction, node.name));
@@ -181,9 +181,10 @@ Arguments Interpreter::EvaluateArguments(const Expression& node) {
     const Value more = Evaluate(*node.spread_named);
     if (!more.Is(Value::Kind::kDict)) ThrowRuntime("** takes a dictionary");
     for (const DictEntry& entry : more.dict()) {
-      runtime_.Charge(1 + arguments.named.size() / 8);
       if (arguments.named.size() >= Namespace::kMaxNames) ThrowLimit("named arguments");
-      arguments.named.emplace_back(TextArgument("**", entry.key), entry.value);
+      const std::string_view name = TextArgument("**", entry.key);
+      runtime_.ChargeBytes(name.size());
+      arguments.named.emplace_back(name, entry.value);
     }
   }
   return arguments;
@@ -220,8 +221,9 @@ Value Method(Runtime& runtime, const Value& self, std::string_view name) {
 // Python's attribute before the item of that name.
 Value Interpreter::Attribute(const Value& value, std::string_view name) {
   if (value.Is(Value::Kind::kUndefined)) ThrowUndefined(value);
+  runtime_.ChargeBytes(name.size());
   if (value.Is(Value::Kind::kNamespace)) {
-    runtime_.Charge(1 + value.names().size / 8);
+    runtime_.ChargeSearch(value.names().size, name);
     if (const Value* found = value.names().Find(name)) return *found;
   } else if (value.Is(Value::Kind::kLoop)) {
     if (const auto found = value.loop().Attribute(*this, name)) return *found;
@@ -239,6 +241,7 @@ Value Interpreter::Subscript(const Value& value, const Value& key) {
   if (const auto item = Item(runtime_, value, key)) return *item;
   if (key.Is(Value::Kind::kString)) {
     const std::string_view name = key.text();
+    runtime_.ChargeBytes(name.size());
     if (value.Is(Value::Kind::kNamespace) || value.Is(Value::Kind::kLoop)) {
       return Attribute(value, name);
     }

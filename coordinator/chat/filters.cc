@@ -48,7 +48,7 @@ Value Trim(Interpreter& interpreter, const Value& input, const Arguments& argume
   const SoftText soft = Soft(interpreter.runtime(), input);
   std::optional<std::string_view> set;
   if (bound[0] && !bound[0]->Is(Kind::kNone)) set = TextArgument("trim", *bound[0]);
-  interpreter.runtime().Charge(1 + soft.text.size() * (set ? 1 + set->size() / 32 : 1) / 8);
+  interpreter.runtime().Charge(1 + soft.text.size() * (set ? 1 + set->size() / 8 : 1) / 8);
   return Runtime::Part(StripRight(StripLeft(soft.text, set), set), soft.safe);
 }
 
@@ -79,7 +79,9 @@ Value Indent(Interpreter& interpreter, const Value& input, const Arguments& argu
   const bool first = TruthArgument(bound[1], false), blank = TruthArgument(bound[2], false);
   std::string out = first ? indent : "";
   bool begun = false;
-  for (const std::string_view line : SplitLines(text)) {
+  const auto lines = SplitLines(text, static_cast<int64_t>(runtime.limits().items));
+  runtime.CheckItems(lines.size());
+  for (const std::string_view line : lines) {
     if (begun) {
       out += '\n';
       if (blank || !line.empty()) out += indent;
@@ -124,7 +126,7 @@ Value Default(Interpreter&, const Value& input, const Arguments& arguments) {
   return bound[0] ? *bound[0] : Value::String("");
 }
 
-Value Integer(Interpreter&, const Value& input, const Arguments& arguments) {
+Value Integer(Interpreter& interpreter, const Value& input, const Arguments& arguments) {
   const Bound bound = Bind("int", arguments, {"default", "base"});
   if (IntegerArgument("int", bound[1], 10) != 10) {
     Throw(ErrorKind::kUnsupported, "int with a base is not supported");
@@ -136,16 +138,18 @@ Value Integer(Interpreter&, const Value& input, const Arguments& arguments) {
     return std::isfinite(input.floating()) ? Value::Int(Truncate(input.floating())) : fallback;
   }
   if (!input.Is(Kind::kString)) return fallback;
+  interpreter.runtime().Charge(1 + input.text().size() / 8);
   if (const auto whole = ParseInteger(input.text())) return Value::Int(*whole);
   const auto real = ParseFloat(input.text());
   return real && std::isfinite(*real) ? Value::Int(Truncate(*real)) : fallback;
 }
 
-Value Float(Interpreter&, const Value& input, const Arguments& arguments) {
+Value Float(Interpreter& interpreter, const Value& input, const Arguments& arguments) {
   const Bound bound = Bind("float", arguments, {"default"});
   if (input.Is(Kind::kUndefined)) ThrowUndefined(input);
   if (input.IsNumber()) return Value::Float(input.number());
   if (input.Is(Kind::kString)) {
+    interpreter.runtime().Charge(1 + input.text().size() / 8);
     if (const auto value = ParseFloat(input.text())) return Value::Float(*value);
   }
   return bound[0] ? *bound[0] : Value::Float(0);

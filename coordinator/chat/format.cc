@@ -117,6 +117,7 @@ std::string Directed(Runtime& runtime, const Directive& directive, const Value& 
 Value FormatPercent(Runtime& runtime, std::string_view text, const std::vector<Value>& values) {
   std::string out;
   size_t used = 0;
+  runtime.Charge(1 + text.size() / 8);
   while (!text.empty()) {
     const size_t percent = std::min(text.find('%'), text.size());
     out += text.substr(0, percent);
@@ -164,6 +165,7 @@ Value Field(std::string_view name, const Arguments& arguments, size_t* next) {
 Value FormatBraces(Runtime& runtime, std::string_view text, const Arguments& arguments) {
   std::string out;
   size_t next = 0;
+  runtime.Charge(1 + text.size() / 8);
   for (size_t i = 0; i < text.size(); ++i) {
     if (text[i] != '{' && text[i] != '}') {
       out += text[i];
@@ -181,6 +183,7 @@ Value FormatBraces(Runtime& runtime, std::string_view text, const Arguments& arg
     if (field.find_first_of(":!{") != std::string_view::npos) {
       Throw(ErrorKind::kUnsupported, Concat("format: {", field, "} is not supported"));
     }
+    runtime.ChargeSearch(arguments.named.size(), field);
     const Value value = Field(field, arguments, &next);
     if (repr) {
       AppendRepr(runtime, value, &out);

@@ -75,6 +75,7 @@ Value FormatNow(Interpreter& interpreter, const Arguments& arguments) {
   std::string marked = "." + format;
   std::erase(marked, '\0');
   std::string text(64 << 10, '\0');
+  interpreter.runtime().ChargeBytes(text.size());
   const size_t length = strftime(text.data(), text.size(), marked.c_str(), &interpreter.now());
   if (length == 0) ThrowRuntime("strftime_now: the result is too long");
   return interpreter.runtime().Text(std::string_view(text).substr(1, length - 1));

@@ -79,7 +79,7 @@ Interpreter::Flow Interpreter::RunNode(const Statement& node) {
       break;
     }
     case Kind::kMacro:
-      scope_->Set(node.macro->name, MakeMacro(*node.macro));
+      scope_->Set(runtime_, node.macro->name, MakeMacro(*node.macro));
       break;
     case Kind::kCall:
       RunCall(node);
@@ -110,14 +110,15 @@ Interpreter::Flow Interpreter::RunFor(const Statement& node) {
   loop->iterable = Evaluate(*node.value);
   loop->source = Iterate(loop->iterable);
   loop->statement = &node;
-  loop->outside = scope_;
+  if (node.condition != nullptr) loop->outside = scope_;
   loop->has_length = node.condition == nullptr && HasLength(loop->iterable);
+  const Loop::End end(loop);
   bool any = false;
   for (Value item; loop->Next(*this, &item);) {
     any = true;
     const Enter enter(*this, scope_);
     Assign(*node.target, item);
-    scope_->Set("loop", Value::Of(loop));
+    scope_->Set(runtime_, "loop", Value::Of(loop));
     if (Run(node.body) == Flow::kBreak) return Flow::kNext;
   }
   if (any || node.otherwise.empty()) return Flow::kNext;
@@ -157,7 +158,7 @@ void Interpreter::RunWith(const Statement& node) {
 void Interpreter::Assign(const Target& target, const Value& value) {
   switch (target.kind) {
     case Target::Kind::kName:
-      scope_->Set(target.name, value);
+      scope_->Set(runtime_, target.name, value);
       break;
     case Target::Kind::kTuple:
       AssignTuple(target, value);
@@ -185,6 +186,8 @@ void Interpreter::AssignTuple(const Target& target, const Value& value) {
 
 void Interpreter::Write(std::string_view text) {
   if (text.size() > runtime_.limits().output_bytes - out_->size()) ThrowLimit("output_bytes");
+  if (text.size() > runtime_.limits().memory_bytes - written_) ThrowLimit("memory_bytes");
+  written_ += text.size();
   runtime_.ChargeBytes(text.size());
   out_->append(text);
 }
@@ -194,8 +197,12 @@ Value Interpreter::Capture(const Block& block) {
   struct Restore {
     Interpreter& interpreter;
     std::string* out;
-    ~Restore() { interpreter.out_ = out; }
-  } restore{*this, std::exchange(out_, &text)};
+    const std::string& text;
+    ~Restore() {
+      interpreter.out_ = out;
+      interpreter.written_ -= text.size();
+    }
+  } restore{*this, std::exchange(out_, &text), text};
   const Enter enter(*this, scope_);
   Run(block);
   return runtime_.Text(text);
@@ -221,6 +228,7 @@ void Interpreter::BindParameters(const Macro& macro, const Arguments& arguments,
   }
   std::vector<std::pair<std::string_view, Value>> rest = arguments.named;
   const auto take = [&](std::string_view name) -> std::optional<Value> {
+    runtime_.ChargeSearch(rest.size(), name);
     for (auto named = rest.begin(); named != rest.end(); ++named) {
       if (named->first != name) continue;
       const Value value = named->second;
@@ -233,32 +241,33 @@ void Interpreter::BindParameters(const Macro& macro, const Arguments& arguments,
     const std::string_view name = macro.parameters[i];
     const size_t first_default = count - macro.defaults.size();
     if (i < given) {
-      scope->Set(name, arguments.positional[i]);
+      scope->Set(runtime_, name, arguments.positional[i]);
     } else if (const auto value = take(name)) {
-      scope->Set(name, *value);
+      scope->Set(runtime_, name, *value);
     } else if (i >= first_default) {
-      scope->Set(name, Evaluate(*macro.defaults[i - first_default]));
+      scope->Set(runtime_, name, Evaluate(*macro.defaults[i - first_default]));
     } else {
       const std::string hint = Concat("parameter '", name, "' was not provided");
-      scope->Set(name, runtime_.Undefined(UndefinedInfo::How::kHint, {}, runtime_.Text(hint)));
+      scope->Set(runtime_, name,
+                 runtime_.Undefined(UndefinedInfo::How::kHint, {}, runtime_.Text(hint)));
     }
   }
   if (macro.uses_caller) {
     const auto caller = take("caller");
     const Value none = runtime_.Undefined(UndefinedInfo::How::kHint, {},
                                           Value::String("the macro was called without a caller"));
-    scope->Set("caller", caller ? *caller : none);
+    scope->Set(runtime_, "caller", caller ? *caller : none);
   }
   if (macro.uses_kwargs) {
     std::vector<DictEntry> entries;
     for (const auto& [name, value] : rest) entries.push_back({Value::String(name), value});
-    scope->Set("kwargs", runtime_.MakeDict(entries));
+    scope->Set(runtime_, "kwargs", runtime_.MakeDict(entries));
   } else if (!rest.empty()) {
     ThrowRuntime(Concat("the macro '", macro.name, "' has no parameter '", rest[0].first, "'"));
   }
   if (macro.uses_varargs) {
     const auto from = arguments.positional.begin() + static_cast<ptrdiff_t>(std::min(given, count));
-    scope->Set("varargs", runtime_.MakeList({from, arguments.positional.end()}, true));
+    scope->Set(runtime_, "varargs", runtime_.MakeList({from, arguments.positional.end()}, true));
   }
 }
 

@@ -19,7 +19,7 @@ class Interpreter {
   Interpreter(const Tree& tree, Runtime* runtime, std::tm now)
       : tree_(tree), runtime_(*runtime), now_(now) {}
 
-  void SetGlobal(std::string_view name, const Value& value) { globals_.Set(name, value); }
+  void SetGlobal(std::string_view name, const Value& value) { globals_.Set(runtime_, name, value); }
   std::string Render();
 
   // For filters, tests and functions.
@@ -74,6 +74,7 @@ class Interpreter {
   Scope globals_;
   Scope* scope_ = nullptr;
   std::string* out_ = nullptr;
+  size_t written_ = 0;  // bytes of all texts that are being written, one inside the other
   const Value* filter_input_ = nullptr;
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdlib>
 #include <optional>
 #include <utility>
 
@@ -238,9 +239,8 @@ class Lexer {
     std::erase(digits, '_');
     const char* const end = digits.data() + digits.size();
     if (floating) {
-      double value = 0;
-      std::from_chars(digits.data(), end, value);
-      Push(Token::Type::kFloat, {}, Value::Float(value));
+      // Out of range: an infinity or zero, as there.
+      Push(Token::Type::kFloat, {}, Value::Float(std::strtod(digits.c_str(), nullptr)));
     } else {
       if (IsNameStart(Peek(length)) || (digits.size() > 1 && digits[0] == '0')) {
         Fail(Concat("the number ", Rest().substr(0, length + 1), " is not decimal"));

@@ -17,8 +17,8 @@ struct Statement;
 // `loop.length` of a loop with a condition takes all of them.
 struct Loop {
   Cursor source;
-  const Statement* statement = nullptr;  // with the condition
-  Scope* outside = nullptr;              // in which the condition is evaluated
+  const Statement* statement = nullptr;  // with the condition, or none
+  Scope* outside = nullptr;              // in which it is evaluated; null: there is none
   bool has_length = false;               // the source has, and there is no condition
   Value iterable = {};
 
@@ -30,6 +30,20 @@ struct Loop {
   int64_t index0 = -1;
   bool has_seen = false;
   Value seen = {};  // what `changed` was called with last
+
+  // Where the loop's block ends. `loop` may be kept beyond it, the scope of its condition is not.
+  class End {
+   public:
+    explicit End(Loop* loop) : loop_(*loop) {}
+    ~End() {
+      if (loop_.outside != nullptr) loop_.ended = true;
+    }
+    End(const End&) = delete;
+    End& operator=(const End&) = delete;
+
+   private:
+    Loop& loop_;
+  };
 
   // False when there are no more items.
   bool Next(Interpreter& interpreter, Value* item);

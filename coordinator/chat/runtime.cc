@@ -53,6 +53,7 @@ Value Runtime::MakeDict(const std::vector<DictEntry>& entries) {
     CheckHashable(entry.key);
     DictEntry* earlier = nullptr;
     if (entries.size() > kIndexedFrom && entry.key.Is(Value::Kind::kString)) {
+      ChargeBytes(entry.key.text().size());
       const auto [place, is_new] = seen.try_emplace(entry.key.text(), unique.size());
       if (!is_new) earlier = &unique[place->second];
     } else {

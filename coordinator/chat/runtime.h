@@ -35,6 +35,10 @@ class Runtime {
   }
   // For work over the bytes of a string or the items of a collection.
   void ChargeBytes(size_t bytes) { Charge(1 + bytes / 32); }
+  // For comparing `name` with `count` others.
+  void ChargeSearch(size_t count, std::string_view name) {
+    Charge(1 + count * (1 + name.size() / 32) / 8);
+  }
   void CheckItems(size_t count) {
     if (count > limits_.items) ThrowLimit("items");
     Charge(1 + count / 4);

@@ -22,7 +22,8 @@ struct Scope {
     }
     return nullptr;
   }
-  void Set(std::string_view name, const Value& value) {
+  void Set(Runtime& runtime, std::string_view name, const Value& value) {
+    runtime.ChargeSearch(names.size(), name);
     if (Value* place = FindHere(name)) {
       *place = value;
     } else {
@@ -77,7 +78,7 @@ struct Namespace {
     return nullptr;
   }
   void Set(Runtime& runtime, std::string_view name, const Value& value) {
-    runtime.Charge(1 + size / 8);
+    runtime.ChargeSearch(size, name);
     if (Value* place = Find(name)) {
       *place = value;
       return;

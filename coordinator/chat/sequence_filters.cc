@@ -20,8 +20,15 @@ using Kind = Value::Kind;
 Value Path(Interpreter& interpreter, const Value& value, const Value& path) {
   if (path.Is(Kind::kNone)) return value;
   if (!path.Is(Kind::kString)) return interpreter.Subscript(value, path);
+  Runtime& runtime = interpreter.runtime();
   Value at = value;
-  for (const std::string_view part : Split(path.text(), ".", -1)) {
+  std::string_view rest = path.text();
+  for (bool more = true; more;) {
+    const size_t dot = rest.find('.');
+    const std::string_view part = rest.substr(0, dot);
+    more = dot != std::string_view::npos;
+    if (more) rest.remove_prefix(dot + 1);
+    runtime.Charge(1 + part.size() / 8);
     const bool digits = !part.empty() && std::all_of(part.begin(), part.end(), [](unsigned char c) {
       return absl::ascii_isdigit(c);
     });

@@ -33,7 +33,7 @@ Value Strip(Runtime& runtime, const Value& self, const Arguments& arguments) {
   std::optional<std::string_view> set;
   if (Given(bound[0])) set = TextArgument("strip", *bound[0]);
   std::string_view text = self.text();
-  runtime.Charge(1 + text.size() * (set ? 1 + set->size() / 32 : 1) / 8);
+  runtime.Charge(1 + text.size() * (set ? 1 + set->size() / 8 : 1) / 8);
   if (kLeft) text = StripLeft(text, set);
   if (kRight) text = StripRight(text, set);
   return Runtime::Part(text, self.safe());
@@ -57,10 +57,16 @@ Value HasAffix(Runtime& runtime, const Value& self, const Arguments& arguments) 
   return Value::Bool(false);
 }
 
+// One cut more than a list may have items: the parts are then too many, and no more are made.
+int64_t MostParts(Runtime& runtime, int64_t asked) {
+  const auto limit = static_cast<int64_t>(runtime.limits().items);
+  return asked < 0 ? limit : std::min(asked, limit);
+}
+
 template <bool kRight>
 Value SplitText(Runtime& runtime, const Value& self, const Arguments& arguments) {
   const Bound bound = Bind("split", arguments, {"sep", "maxsplit"});
-  const int64_t most = IntegerArgument("split", bound[1], -1);
+  const int64_t most = MostParts(runtime, IntegerArgument("split", bound[1], -1));
   const std::string_view text = self.text();
   runtime.Charge(1 + text.size() / 4);
   if (!Given(bound[0])) {
@@ -76,7 +82,8 @@ Value SplitText(Runtime& runtime, const Value& self, const Arguments& arguments)
 Value Lines(Runtime& runtime, const Value& self, const Arguments& arguments) {
   const Bound bound = Bind("splitlines", arguments, {"keepends"});
   runtime.ChargeBytes(self.text().size());
-  return runtime.Texts(SplitLines(self.text(), TruthArgument(bound[0], false)));
+  const int64_t most = MostParts(runtime, -1);
+  return runtime.Texts(SplitLines(self.text(), most, TruthArgument(bound[0], false)));
 }
 
 Value Replace(Runtime& runtime, const Value& self, const Arguments& arguments) {
@@ -107,6 +114,7 @@ Value Replace(Runtime& runtime, const Value& self, const Arguments& arguments) {
 }
 
 struct Found {
+  std::string_view part;     // what was looked for
   std::string_view text;     // the part that was searched
   size_t offset;             // its first byte
   std::optional<size_t> at;  // in that part
@@ -123,7 +131,8 @@ Found Search(Runtime& runtime, const Value& self, const Arguments& arguments, bo
   runtime.Charge(1 + text.size() / 32 + (right ? text.size() * (part.size() / 64) : 0));
   const size_t at = right ? text.rfind(part) : FindText(text, part);
   const size_t offset = static_cast<size_t>(text.data() - self.text().data());
-  return {text, text.empty() ? 0 : offset, at == text.npos ? std::nullopt : std::optional(at)};
+  return {part, text, text.empty() ? 0 : offset,
+          at == text.npos ? std::nullopt : std::optional(at)};
 }
 
 template <bool kRight, bool kThrows>
@@ -139,7 +148,7 @@ Value FindPart(Runtime& runtime, const Value& self, const Arguments& arguments) 
 
 Value Count(Runtime& runtime, const Value& self, const Arguments& arguments) {
   const Found found = Search(runtime, self, arguments, false);
-  const std::string_view part = TextArgument("count", arguments.positional.at(0));
+  const std::string_view part = found.part;
   if (part.empty()) return Value::Int(static_cast<int64_t>(CountCharacters(found.text)) + 1);
   int64_t count = 0;
   std::string_view rest = found.text;
@@ -183,9 +192,10 @@ Value Partition(Runtime& runtime, const Value& self, const Arguments& arguments)
 }
 
 template <bool kPrefix>
-Value RemoveAffix(Runtime&, const Value& self, const Arguments& arguments) {
+Value RemoveAffix(Runtime& runtime, const Value& self, const Arguments& arguments) {
   const Bound bound = Bind("removeprefix", arguments, {"affix"}, 1);
   const std::string_view affix = TextArgument("removeprefix", *bound[0]);
+  runtime.ChargeBytes(affix.size());
   std::string_view text = self.text();
   if (kPrefix && text.starts_with(affix)) text.remove_prefix(affix.size());
   if (!kPrefix && text.ends_with(affix)) text.remove_suffix(affix.size());

@@ -66,14 +66,16 @@ Value SliceText(Runtime& runtime, const Value& text, const Bounds& bounds) {
     const size_t length = ByteOffset(bytes.substr(begin), bounds.count);
     return Runtime::Part(bytes.substr(begin, length), text.safe());
   }
-  std::vector<std::string_view> characters;
-  for (size_t byte = 0; byte < bytes.size(); byte += characters.back().size()) {
-    characters.push_back(bytes.substr(byte, CharacterLength(bytes[byte])));
+  std::vector<uint32_t> begins;  // of the characters
+  begins.reserve(CountCharacters(bytes));
+  for (size_t byte = 0; byte < bytes.size(); byte += CharacterLength(bytes[byte])) {
+    begins.push_back(static_cast<uint32_t>(byte));
   }
   std::string taken;
   for (size_t i = 0; i < bounds.count; ++i) {
     const int64_t at = bounds.start + static_cast<int64_t>(i) * bounds.step;
-    taken += characters[static_cast<size_t>(at)];
+    const size_t byte = begins[static_cast<size_t>(at)];
+    taken += bytes.substr(byte, CharacterLength(bytes[byte]));
   }
   return runtime.Text(taken, text.safe());
 }

@@ -149,6 +149,89 @@ TEST(Template, BombsEndInALimit) {
   }
 }
 
+// What costs by the length of a name, of a path or of how many names there are is paid for.
+TEST(Template, LongNamesAndManyOfThemArePaidFor) {
+  const std::string often = "{% for i in range(99999) %}{% for j in range(99999) %}";
+  const std::string end = "{% endfor %}{% endfor %}";
+  const std::string text = "{% set s = 'a' * 16000000 %}";
+  std::string names, values;
+  for (int i = 0; i < 60'000; ++i) {
+    names += Concat(i ? "," : "", "a", i);
+    values += Concat(i ? "," : "", "a", 60'000 - i, "=1");
+  }
+  std::string assignments;
+  for (int i = 0; i < 30'000; ++i) assignments += Concat("{% set a", i, "=1 %}");
+  for (const std::string& source : std::initializer_list<std::string>{
+           text + "{% set ns = namespace({s: 1}) %}" + often + "{{ ns[s] }}" + end,
+           text + often + "{{ ''[s] }}" + end,
+           text + often + "{{ '' | attr(s) }}" + end,
+           text + often + "{{ s is filter or s is test }}" + end,
+           text + often + "{{ s.removeprefix(s) }}{{ s.removesuffix(s) }}" + end,
+           "{% set s = '0' * 16000000 %}" + often + "{{ s | int }}" + end,
+           "{% set s = '0' * 16000000 %}" + often + "{{ s | float }}" + end,
+           "{% set s = '{' ~ '0' * 16000000 ~ '}' %}" + often + "{{ s.format('') }}" + end,
+           "{% set s = '%' ~ '0' * 16000000 ~ 's' %}" + often + "{{ s % '' }}" + end,
+           text + often +
+               "{% set d = {s:1,s:1,s:1,s:1,s:1,s:1,s:1,s:1,s:1,s:1,s:1,s:1,s:1,s:1,s:1,"
+               "s:1,s:1,s:1} %}" +
+               end,
+           "{% set ns = namespace(l=['']) %}{% for i in range(99999) %}{% set ns.l = [ns.l] %}"
+           "{% endfor %}{{ ([ns.l] * 99999) | map(attribute='0.' * 99998 ~ '0') | list | length }}",
+           often + "{% set x = strftime_now('%Y') %}" + end,
+           "{% macro m(" + names + ") %}{% endmacro %}{{ m(" + values + ") }}",
+           assignments + often + assignments + end,
+       }) {
+    const std::string error = Render(source);
+    EXPECT_TRUE(error.ends_with("over its limit: steps")) << source.substr(0, 200) << ": " << error;
+  }
+}
+
+// Nothing that is made on the way is larger than the limits.
+TEST(Template, WhatIsMadeOnTheWayIsLimited) {
+  const std::string over = "the template is over its limit: ";
+  for (const auto& [source, limit] : std::initializer_list<std::pair<std::string, std::string>>{
+           {"{{ ('\n' * 16000000).splitlines() }}", "items"},
+           {"{{ (',' * 16000000).split(',') }}", "items"},
+           {"{{ (',' * 16000000).rsplit(',', 9999999) }}", "items"},
+           {"{{ ('a ' * 8000000).split() }}", "items"},
+           {"{{ ('a ' * 8000000).rsplit() }}", "items"},
+           {"{{ ('\n' * 8000000) | indent }}", "items"},
+           {"{% macro m(s) %}{{ s }}{{ m(s) }}{% endmacro %}{{ m('a' * 15000000) }}",
+            "memory_bytes"},
+       }) {
+    const std::string error = Render(source);
+    EXPECT_TRUE(error.ends_with(over + limit)) << source.substr(0, 100) << ": " << error;
+  }
+  EXPECT_EQ(Render("{{ ('é😀a' * 5)[::-2] }}"), "aé😀aé😀aé");
+  TemplateLimits limits;
+  limits.items = 3;
+  EXPECT_EQ(Render("{{ 'a,b,c'.split(',') | length }}{{ 'a\nb\nc'.splitlines() | length }}"
+                   "{{ ' a b c '.split() | length }}{{ 'a b c'.rsplit() | length }}"
+                   "{{ 'a,b,c'.rsplit(',') | length }}{{ 'a\nb\nc' | indent }}",
+                   "[]", limits),
+            "33333a\n    b\n    c");
+}
+
+// `count` takes its argument by name too; no exception of the standard library leaves the folder.
+TEST(Template, CountTakesANamedArgument) {
+  EXPECT_EQ(Render("{{ 'banana'.count(sub='an') }}{{ 'banana'.count('a', 2) }}"), "22");
+}
+
+TEST(Template, FloatsOutOfRange) {
+  EXPECT_EQ(Render("{{ 1e999 }} {{ 1e-999 }} {{ 1.5e3 }}"), "inf 0.0 1500.0");
+}
+
+// `loop` may be kept beyond its block; the scopes that its condition read are gone then.
+TEST(Template, AKeptLoopHasNoMoreItems) {
+  EXPECT_EQ(Render("{% set ns = namespace() %}{% for a in [1] %}"
+                   "{% for b in [1, 2, 3] if b != z %}{% set ns.l = loop %}{% break %}{% endfor %}"
+                   "{% endfor %}{{ ns.l.index }}{{ ns.l.last }}{{ ns.l.length }}"),
+            "1True1");
+  EXPECT_EQ(Render("{% set ns = namespace() %}{% for a in [1, 2] %}{% set ns.l = loop %}{% break %}"
+                   "{% endfor %}{{ ns.l.last }}{{ ns.l.length }}"),
+            "False2");
+}
+
 TEST(Template, LimitsAreParameters) {
   TemplateLimits limits;
   limits.steps = 100;

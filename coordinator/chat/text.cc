@@ -224,10 +224,11 @@ std::vector<std::string_view> SplitRight(std::string_view text, std::string_view
   return parts;
 }
 
-std::vector<std::string_view> SplitLines(std::string_view text, bool keep_ends) {
+std::vector<std::string_view> SplitLines(std::string_view text, int64_t most, bool keep_ends) {
   std::vector<std::string_view> lines;
   size_t begin = 0;
   for (size_t byte = 0; byte < text.size();) {
+    if (most >= 0 && static_cast<int64_t>(lines.size()) == most) break;
     const char32_t c = CharacterAt(text, byte);
     size_t end = byte + CharacterLength(text[byte]);
     if (IsLineEnd(c)) {

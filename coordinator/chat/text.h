@@ -30,11 +30,13 @@ std::string Capitalize(std::string_view text);
 std::string Title(std::string_view text);       // str.title
 std::string TitleWords(std::string_view text);  // Jinja's filter, which cuts words elsewhere
 
+// At most `most` cuts, any number of them when negative.
 std::vector<std::string_view> SplitSpace(std::string_view text, int64_t most);
 std::vector<std::string_view> Split(std::string_view text, std::string_view by, int64_t most);
 std::vector<std::string_view> SplitSpaceRight(std::string_view text, int64_t most);
 std::vector<std::string_view> SplitRight(std::string_view text, std::string_view by, int64_t most);
-std::vector<std::string_view> SplitLines(std::string_view text, bool keep_ends = false);
+std::vector<std::string_view> SplitLines(std::string_view text, int64_t most,
+                                         bool keep_ends = false);
 
 void AppendRepr(std::string_view text, std::string* out);  // in quotes, as repr writes it
 std::string FloatRepr(double value);

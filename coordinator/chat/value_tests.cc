@@ -61,6 +61,13 @@ bool IsBool(Runtime&, const Value& value, const Value&) {
   return value.Is(Kind::kBool) && value.boolean() == kWanted;
 }
 
+template <bool (*kHas)(std::string_view)>
+bool IsNameOf(Runtime& runtime, const Value& value, const Value&) {
+  if (!value.Is(Kind::kString)) return false;
+  runtime.ChargeBytes(value.text().size());
+  return kHas(value.text());
+}
+
 const absl::flat_hash_map<std::string_view, Entry>& Table() {
   using R = Runtime;
   using V = Value;
@@ -91,9 +98,8 @@ const absl::flat_hash_map<std::string_view, Entry>& Table() {
       {"divisibleby", {IsDivisible, true}},
       {"sameas", {IsSame, true}},
       {"in", {Compares<CompareOp::kIn>, true}},
-      {"filter",
-       {[](R&, const V& v, const V&) { return v.Is(Kind::kString) && HasFilter(v.text()); }}},
-      {"test", {[](R&, const V& v, const V&) { return v.Is(Kind::kString) && HasTest(v.text()); }}},
+      {"filter", {IsNameOf<HasFilter>}},
+      {"test", {IsNameOf<HasTest>}},
       {"==", {Compares<CompareOp::kEq>, true}},
       {"eq", {Compares<CompareOp::kEq>, true}},
       {"equalto", {Compares<CompareOp::kEq>, true}},

@@ -11,6 +11,7 @@
 
 #include "base/concat.h"
 #include "base/json_file.h"
+#include "base/one_line.h"
 
 namespace sparsekv {
 namespace {
@@ -134,7 +135,8 @@ void JsonFields::Refuse(const char* name, std::string_view what) {
 }
 
 void JsonFields::RefuseFile(std::string_view what) {
-  if (status_.ok()) status_ = absl::InvalidArgumentError(Concat(file_, ": ", what));
+  if (!status_.ok()) return;
+  status_ = absl::InvalidArgumentError(Concat(file_, ": ", OneLine(std::string(what))));
 }
 
 }  // namespace sparsekv

@@ -216,6 +216,8 @@ TEST(ModelConfig, RefusesOtherRopeTypes) {
             "config.json: original_max_position_embeddings \"64\" is not an integer in "
             "1..16777216");
   EXPECT_EQ(ErrorWith({{"rope_scaling", 3}}), "config.json: rope_scaling 3 is not an object");
+  EXPECT_EQ(ErrorWith({{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}, {"a\nb\x7f", 1}}}}),
+            "config.json: rope_scaling.a?b? 1 is not known for this rope_type");
   json scaling = Llama3Scaling();
   scaling.erase("factor");
   EXPECT_EQ(ErrorWith({{"rope_scaling", scaling}}), "config.json: rope_scaling.factor is missing");

@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "base/concat.h"
+#include "base/one_line.h"
 
 namespace sparsekv {
 namespace {
@@ -160,7 +161,7 @@ class HeaderHandler : public rapidjson::BaseReaderHandler<rapidjson::UTF8<>, Hea
   }
 
   bool Fail(std::string what) {
-    error_ = std::move(what);
+    error_ = OneLine(std::move(what));
     return false;
   }
   bool FailTensor(std::string_view what) {
@@ -224,7 +225,7 @@ absl::StatusOr<std::vector<SafetensorsRecord>> ParseSafetensorsHeader(std::strin
     if (wrong.empty() && record.begin < next) wrong = "overlaps the tensor before it";
     if (wrong.empty() && record.begin > next) wrong = "a gap lies before it";
     if (!wrong.empty()) {
-      return absl::InvalidArgumentError(Concat("tensor \"", record.name, "\": ", wrong));
+      return absl::InvalidArgumentError(Concat("tensor \"", OneLine(record.name), "\": ", wrong));
     }
     next = record.end;
   }

@@ -168,6 +168,14 @@ TEST(Safetensors, RefusesWhatIsNotJson) {
   EXPECT_CONTAINS(HeaderError("{\"" + std::string(2000, 'n') + "\":{}}", 0), "name is too long");
 }
 
+// Whatever a header says, what is said of it is one line.
+TEST(Safetensors, NamesWithControlCharacters) {
+  EXPECT_EQ(HeaderError(R"({"a\n\u007fb":{"d\ttype":"F32"}})", 0),
+            R"(tensor "a??b": unknown key "d?type")");
+  EXPECT_EQ(HeaderError(R"({"a\nb":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 0),
+            R"(tensor "a?b": data_offsets reach past the end of the file)");
+}
+
 TEST(Safetensors, RefusesDepthWithoutUsingTheStack) {
   EXPECT_NE(HeaderError("{\"a\":" + std::string(5'000'000, '['), 0), "");
   EXPECT_NE(HeaderError("{\"a\":{\"shape\":" + std::string(5'000'000, '['), 0), "");

@@ -16,6 +16,7 @@
 #include "absl/strings/str_join.h"
 #include "base/check.h"
 #include "base/concat.h"
+#include "base/one_line.h"
 #include "gpu_worker/checkpoint/json_file.h"
 
 namespace sparsekv {
@@ -71,7 +72,7 @@ absl::StatusOr<TensorFiles> OpenShards(const std::string& model_dir, const std::
     // Only names of files beside the index: a checkpoint may not point elsewhere.
     const std::string shard = value.is_string() ? value.get<std::string>() : "";
     if (shard.empty() || shard.find("/") != std::string::npos ||
-        shard.find("..") != std::string::npos || shard.find(char{0}) != std::string::npos) {
+        shard.find("..") != std::string::npos || OneLine(shard) != shard) {
       fields.RefuseFile(Concat("weight_map.", tensor, " is not a file name"));
       return fields.status();
     }
@@ -90,9 +91,9 @@ absl::StatusOr<TensorFiles> OpenShards(const std::string& model_dir, const std::
       result.files.push_back(*std::move(file));
     }
     if (found->second->Find(tensor) == nullptr) {
-      return absl::InvalidArgumentError(Concat(found->second->path(), ": tensor \"", tensor,
-                                               "\" is not in the shard that ", index,
-                                               " names for it"));
+      return absl::InvalidArgumentError(Concat(found->second->path(), ": tensor \"",
+                                               OneLine(tensor), "\" is not in the shard that ",
+                                               index, " names for it"));
     }
     result.holder[tensor] = found->second;
   }

@@ -162,7 +162,7 @@ TEST(Weights, ReadsShards) {
 }
 
 TEST(Weights, RefusesAWrongIndex) {
-  for (const char* shard : {"../model-1.safetensors", "a/b", "..", "", "/etc/passwd"}) {
+  for (const char* shard : {"../model-1.safetensors", "a/b", "..", "", "/etc/passwd", "a\nb"}) {
     TempDir dir;
     WriteShards(dir.path(), {{"model.norm.weight", shard}});
     EXPECT_EQ(LoadError(dir.path()),

@@ -68,22 +68,27 @@ class TileFetch {
       : row_(rows), last_(rows + kAttendTile), end_(row_bytes) {}
 
   static constexpr size_t kLine = 64;
-  static constexpr size_t kBurst = 4;
+  static constexpr size_t kBurst = 8;
+  static constexpr size_t kBurstRows = 4;
   static constexpr size_t kGroup = 16;
   static_assert(kAttendTile % kGroup == 0);
 
-  // `count` lines are due, 1 to kBurst. They are fetched in bursts, which costs less, of one line
+  // `count` lines are due, 1 to kBurst. They are fetched in bursts, which costs less, of two lines
   // of each of some rows: rows that lie apart are served side by side.
   HWY_INLINE void Lines(size_t count) {
     due_ += count;
     if (due_ < kBurst || row_ == last_) return;
     due_ -= kBurst;
 #pragma GCC unroll 4
-    for (size_t i = 0; i < kBurst; ++i) __builtin_prefetch(row_[in_group_ + i] + at_, 0, 2);
-    in_group_ += kBurst;
+    for (size_t i = 0; i < kBurstRows; ++i) {
+      const std::byte* from = row_[in_group_ + i] + at_;
+      __builtin_prefetch(from, 0, 2);
+      __builtin_prefetch(from + kLine, 0, 2);
+    }
+    in_group_ += kBurstRows;
     if (in_group_ < kGroup) return;
     in_group_ = 0;
-    at_ += kLine;
+    at_ += kBurst / kBurstRows * kLine;
     if (at_ < end_) return;
     at_ = 0;
     row_ += kGroup;
@@ -146,6 +151,32 @@ HWY_NOINLINE void TransposeKeys(const std::byte* const* rows, size_t head_dim, D
   });
 }
 
+// The order in which the channels of values and of their sums are kept: as they are, but for
+// bfloat16 the even ones of 2 * kLanes, then the odd ones, as long as there are so many; a shift
+// and a mask widen these.
+template <typename T>
+inline constexpr bool kInPairs = false;
+template <>
+inline constexpr bool kInPairs<hwy::bfloat16_t> = true;
+
+// kVectors vectors of values in that order; a single one may have `valid` < kLanes values.
+template <size_t kVectors, typename T>
+HWY_INLINE void LoadValues(const T* from, size_t valid, VF* values) {
+  if constexpr (kVectors == 1) {
+    values[0] = valid < kLanes ? LoadFloatsTail(from, valid) : LoadFloats(from);
+  } else if constexpr (kInPairs<T>) {
+    static_assert(kVectors % 2 == 0);
+#pragma GCC unroll 2
+    for (size_t v = 0; v < kVectors; v += 2) {
+      WidenWords(hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(from + v * kLanes)), from,
+                 values + v);
+    }
+  } else {
+#pragma GCC unroll 4
+    for (size_t v = 0; v < kVectors; ++v) values[v] = LoadFloats(from + v * kLanes);
+  }
+}
+
 // values[t][c] for the first `count` rows, with zeros from head_dim to `padded`.
 HWY_NOINLINE void WidenValues(const std::byte* const* rows, size_t count, size_t head_dim,
                               DType dtype, size_t padded, TileFetch& fetch, float* values) {
@@ -154,7 +185,16 @@ HWY_NOINLINE void WidenValues(const std::byte* const* rows, size_t count, size_t
     const size_t half_row = head_dim * sizeof(*null);
     for (size_t t = 0; t < count; ++t) {
       for (size_t at = 0; at < half_row; at += TileFetch::kLine) fetch.Lines(1);
-      WidenRow(reinterpret_cast<T>(rows[t]) + head_dim, head_dim, padded, values + t * padded);
+      const T from = reinterpret_cast<T>(rows[t]) + head_dim;
+      float* to = values + t * padded;
+      size_t c = 0;
+      for (; c + 2 * kLanes <= head_dim; c += 2 * kLanes) {
+        VF two[2];
+        LoadValues<2>(from + c, kLanes, two);
+        hn::StoreU(two[0], DF(), to + c);
+        hn::StoreU(two[1], DF(), to + c + kLanes);
+      }
+      WidenRow(from + c, head_dim - c, padded - c, to + c);
     }
   });
 }
@@ -258,8 +298,9 @@ HWY_INLINE float SoftmaxStep(float* HWY_RESTRICT row, size_t from, size_t to, fl
     hn::StoreU(weights, d, row + i * kLanes);
     total = hn::Add(total, weights);
   }
-  const float factor = Exp(*maximum - hn::GetLane(highest));
-  *maximum = hn::GetLane(highest);
+  const float top = hn::GetLane(highest);
+  const float factor = top == *maximum ? 1.0f : Exp(*maximum - top);  // Exp(0) is 1: spared mostly
+  *maximum = top;
   *sum = *sum * factor + Sum(total);
   return factor;
 }

@@ -61,9 +61,12 @@ struct TileRows {
   const std::byte* rows[kAttendTile];
 
   void Find(const AttendBlock& block, uint32_t begin) {
-    for (const std::byte*& row : rows) row = kZeroRow;
-    block.ForRows(HWY_MAX(begin, block.Begin(0)), HWY_MIN(begin + kAttendTile, block.end()),
-                  [&](uint32_t i, const std::byte* row) { rows[i - begin] = row; });
+    const uint32_t first = HWY_MAX(begin, block.Begin(0));
+    const uint32_t end = HWY_MIN(begin + kAttendTile, block.end());
+    if (first >= end || end - first < kAttendTile) {
+      for (const std::byte*& row : rows) row = kZeroRow;
+    }
+    block.ForRows(first, end, [&](uint32_t i, const std::byte* row) { rows[i - begin] = row; });
   }
 };
 
@@ -201,6 +204,19 @@ void MergeSplit(const AttendBlock& block, const AttendPartial& total, const Atte
   }
 }
 
+// to[c] = scale * sum c, of sums in the order of LoadValues.
+void WriteRow(const float* sums, float scale, size_t count, DType dtype, float* to) {
+  const DF d;
+  const VF scales = hn::Set(d, scale);
+  size_t c = 0;
+  for (; dtype == DType::kBF16 && c + 2 * kLanes <= count; c += 2 * kLanes) {
+    const VF even = hn::Mul(hn::LoadU(d, sums + c), scales);
+    const VF odd = hn::Mul(hn::LoadU(d, sums + c + kLanes), scales);
+    hn::StoreInterleaved2(even, odd, d, to + c);
+  }
+  for (; c < count; ++c) to[c] = sums[c] * scale;
+}
+
 void WriteOut(const AttendBlock& block, const AttendPartial& total) {
   const size_t dim = block.args->head_dim;
   const size_t padded = PaddedDim(*block.args);
@@ -208,8 +224,8 @@ void WriteOut(const AttendBlock& block, const AttendPartial& total) {
     float* out = block.args->out + block.HeadOffset(t);
     for (size_t g = 0; g < block.args->group; ++g) {
       const size_t r = size_t{t} * block.args->group + g;
-      const float scale = 1.0f / total.total[r];
-      for (size_t c = 0; c < dim; ++c) out[g * dim + c] = total.sums[r * padded + c] * scale;
+      WriteRow(total.sums + r * padded, 1.0f / total.total[r], dim, block.item->rows.layout->dtype,
+               out + g * dim);
     }
   }
 }

@@ -136,7 +136,7 @@ struct FewSums {
 };
 
 // sums[r][c..] = factors[r] * sums[r][c..] + sum over t of weights[r][t] * value t [c..], for
-// kVectors vectors of channels from `column` on, the last of them with `valid` lanes.
+// kVectors vectors of channels from `column` on (LoadValues).
 template <size_t kRows, size_t kVectors, typename T>
 HWY_INLINE void AddColumn(const FewSums& job, size_t column, size_t valid, const T*,
                           TileFetch& all_fetch) {
@@ -152,26 +152,23 @@ HWY_INLINE void AddColumn(const FewSums& job, size_t column, size_t valid, const
       sums[r][v] = hn::Mul(hn::Set(d, job.factors[r]), hn::LoadU(d, from));
     }
   }
-  for (size_t t = 0; t < job.count; ++t) {
-    // Half of a tile's lines over all columns.
-    constexpr size_t kBytes = kVectors * kLanes * sizeof(T);
-    if constexpr (kBytes >= TileFetch::kLine) {
-      fetch.Lines(kBytes / TileFetch::kLine);
-    } else if (t % (TileFetch::kLine / kBytes) == 0) {
-      fetch.Lines(1);
-    }
-    const T* from = reinterpret_cast<const T*>(job.tile[t] + offset);
-    VF values[kVectors];
+  // Values between two bursts of fetching, which make half of a tile's lines over all columns.
+  constexpr size_t kBytes = kVectors * kLanes * sizeof(T);
+  constexpr size_t kStep = HWY_MIN(16, HWY_MAX(1, TileFetch::kBurst * TileFetch::kLine / kBytes));
+  for (size_t t = 0; t < job.count;) {
+    fetch.Lines(kStep * kBytes / TileFetch::kLine);
+    const size_t end = HWY_MIN(t + kStep, job.count);
+    for (; t < end; ++t) {
+      VF values[kVectors];
+      LoadValues<kVectors>(reinterpret_cast<const T*>(job.tile[t] + offset), valid, values);
 #pragma GCC unroll 4
-    for (size_t v = 0; v < kVectors; ++v) {
-      values[v] = kVectors == 1 && valid < kLanes ? LoadFloatsTail(from, valid)
-                                                  : LoadFloats(from + v * kLanes);
-    }
+      for (size_t r = 0; r < kRows; ++r) {
+        const VF weights = hn::Set(d, job.weights[r * kAttendTile + t]);
 #pragma GCC unroll 4
-    for (size_t r = 0; r < kRows; ++r) {
-      const VF weights = hn::Set(d, job.weights[r * kAttendTile + t]);
-#pragma GCC unroll 4
-      for (size_t v = 0; v < kVectors; ++v) sums[r][v] = hn::MulAdd(weights, values[v], sums[r][v]);
+        for (size_t v = 0; v < kVectors; ++v) {
+          sums[r][v] = hn::MulAdd(weights, values[v], sums[r][v]);
+        }
+      }
     }
   }
   all_fetch = fetch;
@@ -196,6 +193,9 @@ HWY_NOINLINE void AddValuesFew(const FewSums& all, size_t rows, DType dtype, Til
       size_t column = 0;
       for (; column + kVectors * kLanes <= job.head_dim; column += kVectors * kLanes) {
         AddColumn<kRows, kVectors>(job, column, kLanes, null, fetch);
+      }
+      for (; column + 2 * kLanes <= job.head_dim; column += 2 * kLanes) {
+        AddColumn<kRows, 2>(job, column, kLanes, null, fetch);
       }
       for (; column < job.head_dim; column += kLanes) {
         AddColumn<kRows, 1>(job, column, HWY_MIN(kLanes, job.head_dim - column), null, fetch);

@@ -57,9 +57,20 @@ struct AttendBlock {
     const size_t row_bytes = layout.row_bytes();
     const uint32_t* list =
         item->selection == nullptr ? nullptr : item->selection + kv_head * args->selection_stride;
+    if (list == nullptr) {
+      const std::byte* row = nullptr;
+      for (uint32_t i = begin; i < end; ++i, row += row_bytes) {
+        if (row == nullptr || i % kBlockTokens == 0) {
+          row = base + item->rows.blocks[i / kBlockTokens] * block_stride +
+                i % kBlockTokens * row_bytes;
+        }
+        function(i, row);
+      }
+      return;
+    }
     const uint32_t start = Begin(0);  // of the selection's only token
     for (uint32_t i = begin; i < end; ++i) {
-      const uint32_t token = list == nullptr ? i : list[i - start];
+      const uint32_t token = list[i - start];
       function(i, base + item->rows.blocks[token / kBlockTokens] * block_stride +
                       token % kBlockTokens * row_bytes);
     }

@@ -3,6 +3,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "kernels/backend.h"
 #include "kernels/cpu/operations.h"
@@ -32,16 +33,34 @@ class CpuBackend final : public Backend {
   void Embed(const EmbedArgs& args) override { cpu::Embed(args, context_); }
   void RmsNorm(const RmsNormArgs& args) override { cpu::RmsNorm(args, context_); }
   void Linear(const LinearArgs& args) override { cpu::Linear(args, context_); }
+  void Project(const ProjectArgs& args) override {
+    RmsNorm({.x = args.x,
+             .tokens = args.tokens,
+             .weight = args.norm,
+             .epsilon = args.epsilon,
+             .out = args.normed});
+    std::vector<LinearArgs> products;
+    for (const ProjectArgs::Output& output : args.outputs) {
+      products.push_back(
+          {.x = args.normed, .tokens = args.tokens, .weight = output.weight, .y = output.y});
+    }
+    cpu::LinearOfOne(products, context_);
+  }
   void SwiGlu(const SwiGluArgs& args) override { cpu::SwiGlu(args, context_); }
   void Rope(const RopeArgs& args) override { rotation_.Apply(args, context_); }
   void AppendRows(const AppendRowsArgs& args) override { cpu::AppendRows(args, context_); }
   void AppendLabels(const AppendLabelsArgs& args) override { cpu::AppendLabels(args, context_); }
   void ScoreLabels(const ScoreLabelsArgs& args) override { cpu::ScoreLabels(args, context_); }
   void Select(const SelectArgs& args) override { cpu::Select(args, context_); }
+  void ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select) override {
+    if (!cpu::ScoreSelect(score, select, context_)) Backend::ScoreSelect(score, select);
+  }
   void Attend(const AttendArgs& args) override { cpu::Attend(args, context_); }
   void Extrapolate(const ExtrapolateArgs& args) override { cpu::Extrapolate(args, context_); }
   void ExpandQuery(const ExpandQueryArgs& args) override { cpu::ExpandQuery(args, context_); }
   void Cosine(const CosineArgs& args) override { cpu::Cosine(args, context_); }
+  void RowMass(const RowMassArgs& args) override { cpu::RowMass(args, context_); }
+  void CountScores(const ScoreHistogramArgs& args) override { cpu::CountScores(args, context_); }
   void Resolve(const ResolveArgs& args) override { cpu::Resolve(args, context_); }
   void CopyRows(const CopyRowsArgs& args) override { cpu::CopyRows(args, context_); }
   void Forget(const ForgetArgs& args) override { plain::Forget(args); }

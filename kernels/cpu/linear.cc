@@ -3,6 +3,8 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include <algorithm>
+
 #include "kernels/cpu/linear-inl.h"
 
 // Products with weights in a float type of their own; codes go to linear_int.cc and linear_fp8.cc.
@@ -56,10 +58,19 @@ void Linear(const LinearArgs& args, Context& context) {
       return HWY_DYNAMIC_DISPATCH(LinearImpl)(args, context);
     case Encoding::kInt4:
     case Encoding::kInt8:
-      return LinearInt(args, context);
+      return LinearInt({&args, 1}, context);
     case Encoding::kFp8:
       return LinearFp8(args, context);
   }
+}
+
+void LinearOfOne(std::span<const LinearArgs> args, Context& context) {
+  const bool integers = std::ranges::all_of(args, [](const LinearArgs& one) {
+    const Encoding encoding = one.weight.coding.encoding;
+    return encoding == Encoding::kInt4 || encoding == Encoding::kInt8;
+  });
+  if (integers) return LinearInt(args, context);
+  for (const LinearArgs& one : args) Linear(one, context);
 }
 
 }  // namespace sparsekv::cpu

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <span>
 #include <string>
 #include <vector>
 
@@ -25,17 +26,24 @@ std::string InstructionSet();
 void Embed(const EmbedArgs& args, Context& context);
 void RmsNorm(const RmsNormArgs& args, Context& context);
 void Linear(const LinearArgs& args, Context& context);
-void LinearInt(const LinearArgs& args, Context& context);  // of Encoding::kInt4 and kInt8
+// Of Encoding::kInt4 and kInt8; several products of the same x at once.
+void LinearInt(std::span<const LinearArgs> args, Context& context);
+// Products of the same x, at once where that is faster; the bits are those of each by itself.
+void LinearOfOne(std::span<const LinearArgs> args, Context& context);
 void LinearFp8(const LinearArgs& args, Context& context);  // of Encoding::kFp8
 void SwiGlu(const SwiGluArgs& args, Context& context);
 void AppendRows(const AppendRowsArgs& args, Context& context);
 void AppendLabels(const AppendLabelsArgs& args, Context& context);
 void ScoreLabels(const ScoreLabelsArgs& args, Context& context);
 void Select(const SelectArgs& args, Context& context);
+// False, and nothing done: the two operations one after the other are better here.
+bool ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select, Context& context);
 void Attend(const AttendArgs& args, Context& context);
 void Extrapolate(const ExtrapolateArgs& args, Context& context);
 void ExpandQuery(const ExpandQueryArgs& args, Context& context);
 void Cosine(const CosineArgs& args, Context& context);
+void RowMass(const RowMassArgs& args, Context& context);
+void CountScores(const ScoreHistogramArgs& args, Context& context);
 void Resolve(const ResolveArgs& args, Context& context);
 void CopyRows(const CopyRowsArgs& args, Context& context);
 SampledToken Sample(const SampleArgs& args, Context& context);

@@ -40,11 +40,12 @@ void AppendLabel(const AppendLabelsArgs& args, const AppendLabelsArgs::Item& ite
   const uint32_t token = item.span.position + t;
   for (uint32_t h = 0; h < args.kv_heads; ++h) {
     const float* k = args.k + (size_t{item.span.first + t} * args.kv_heads + h) * args.head_dim;
-    std::byte* page = item.labels.Head(h, token / kBlockTokens);
+    float label[kMaxHeadDim];
     for (uint32_t c = 0; c < channels; ++c) {
-      const float stored = Rounded(k[args.channels[h * channels + c]], args.row_dtype);
-      StoreValue(page, c * kBlockTokens + token % kBlockTokens, DType::kBF16, stored);
+      label[c] = Rounded(k[args.channels[h * channels + c]], args.row_dtype);
     }
+    StoreLabel(*item.labels.layout, item.labels.Head(h, token / kBlockTokens), token % kBlockTokens,
+               {label, channels});
   }
 }
 
@@ -71,6 +72,7 @@ void AppendRows(const AppendRowsArgs& args, Context& context) {
 void AppendLabels(const AppendLabelsArgs& args, Context& context) {
   for (const AppendLabelsArgs::Item& item : args.items) {
     CHECK_EQ(item.labels.layout->kv_heads, args.kv_heads);
+    CHECK_LE(item.labels.layout->channels, kMaxHeadDim);
   }
   ForEachToken(args, context, AppendLabel);
 }

@@ -11,10 +11,11 @@
 #include "kernels/cpu/operations.h"
 #include "kernels/cpu/score_plan.h"
 #include "kernels/cpu/vector-inl.h"
+#include "kernels/label_query.h"
 
 // Scores of label pages: SIMD over the tokens of a page. A label is widened once for up to four
-// query heads. Products are rounded before they are added (labels.h), so there is no fused
-// multiply-add here.
+// query heads. Products are exact (labels.h), so that instruction sets with a fused multiply-add
+// and those without agree.
 HWY_BEFORE_NAMESPACE();
 namespace sparsekv::cpu::HWY_NAMESPACE {
 namespace {
@@ -43,11 +44,12 @@ HWY_INLINE void FetchAhead(const ScoreJob& job, uint32_t page, uint32_t kv_head)
   const LabelTable& labels = job.item->labels;
   const uint32_t first = (page / kFetchPages + 1) * kFetchPages;
   const uint32_t end = HWY_MIN(first + kFetchPages, job.pages());
-  const size_t step = page % kFetchPages * job.args->kv_heads + kv_head;
+  const size_t heads = job.end_head - job.first_head;
+  const size_t step = page % kFetchPages * heads + (kv_head - job.first_head);
   const size_t lines = labels.layout->head_stride() / kLine;  // times heads: of a page
   for (size_t i = step * lines / kFetchPages; i < (step + 1) * lines / kFetchPages; ++i) {
     for (uint32_t ahead = first; ahead < end; ++ahead) {
-      __builtin_prefetch(labels.Head(0, ahead) + i * kLine, 0, 2);
+      __builtin_prefetch(labels.Head(job.first_head, ahead) + i * kLine, 0, 2);
     }
   }
 }
@@ -78,7 +80,7 @@ HWY_INLINE void HeadScores(const std::byte* HWY_RESTRICT labels, size_t channels
       const VF q = hn::Set(d, query[h * channels + c]);
 #pragma GCC unroll 4
       for (size_t i = 0; i < kStrip; ++i) {
-        sums[h][i] = hn::Add(sums[h][i], hn::Mul(q, label[i]));
+        sums[h][i] = hn::MulAdd(q, label[i], sums[h][i]);
       }
     }
   }
@@ -146,9 +148,9 @@ void ScoreChunkPooled(const ScoreJob& job, uint32_t chunk) {
   for (uint32_t page = job.ChunkBegin(chunk); page < job.ChunkEnd(chunk); ++page) {
     const uint32_t skipped = job.Skipped(page), valid = job.Valid(page);
     const bool whole = skipped == 0 && valid == kBlockTokens;
-    for (uint32_t kv_head = 0; kv_head < args.kv_heads; ++kv_head) {
+    for (uint32_t kv_head = job.first_head; kv_head < job.end_head; ++kv_head) {
       FetchAhead(job, page, kv_head);
-      float* scores = job.item->scores + kv_head * args.score_stride + page * kBlockTokens;
+      float* scores = job.Scores(kv_head, page);
       HWY_ALIGN float part[kBlockTokens];  // labels beyond the last token are undefined
       ScorePage<kPooling>(job.item->labels.Head(kv_head, page), job.channels(), args.group,
                           job.Query(kv_head), job.normaliser + size_t{2} * kv_head * args.group,
@@ -267,6 +269,7 @@ void GatherQuery(const ScoreJob& job, uint32_t kv_head, float* query) {
       if (args.pooling == Pooling::kSoftmaxMass) {
         query[c] /= std::sqrt(static_cast<float>(args.head_dim));
       }
+      query[c] = LabelQuery(query[c]);
     }
     query += channels;
   }
@@ -290,23 +293,26 @@ void MergeNormalisers(const ScoreJob& job) {
 
 }  // namespace
 
-void ScoreLabels(const ScoreLabelsArgs& args, Context& context) {
-  // One job per item, one task per chunk of its pages.
-  struct Task {
-    uint32_t job;
-    uint32_t chunk;
-  };
+ScorePasses PassesOf(const ScoreLabelsArgs& args) {
+  if (!args.items.empty() && args.items[0].labels.layout->coded()) return CodedPasses();
+  return {HWY_DYNAMIC_DISPATCH(NormaliseChunk), HWY_DYNAMIC_DISPATCH(ScoreChunk)};
+}
+
+std::vector<ScoreJob> MakeScoreJobs(const ScoreLabelsArgs& args, Context& context) {
+  const bool coded = !args.items.empty() && args.items[0].labels.layout->coded();
   std::vector<ScoreJob> jobs;
-  std::vector<Task> tasks;
   size_t floats = 0;
   for (const ScoreLabelsArgs::Item& item : args.items) {
     CHECK_EQ(item.labels.layout->kv_heads, args.kv_heads);
-    jobs.push_back({.args = &args, .item = &item});
+    CHECK_EQ(item.labels.layout->coded(), coded);
+    jobs.push_back({.args = &args,
+                    .item = &item,
+                    .end_head = args.kv_heads,
+                    .scores = item.scores,
+                    .score_stride = args.score_stride});
     const ScoreJob& job = jobs.back();
-    for (uint32_t chunk = 0; chunk < job.chunks(); ++chunk) {
-      tasks.push_back({static_cast<uint32_t>(jobs.size() - 1), chunk});
-    }
-    floats += job.heads() * (size_t{job.channels()} + 2 + 2 * size_t{job.chunks()});
+    floats +=
+        job.heads() * (size_t{job.channels()} + job.code_words() + 2 + 2 * size_t{job.chunks()});
   }
   float* free = context.shared.Get(0, floats);
   for (ScoreJob& job : jobs) {
@@ -314,19 +320,37 @@ void ScoreLabels(const ScoreLabelsArgs& args, Context& context) {
     job.normaliser = job.query + job.heads() * job.channels();
     job.partials = job.normaliser + 2 * job.heads();
     free = job.partials + 2 * job.heads() * job.chunks();
+    job.codes = reinterpret_cast<uint32_t*>(free);
+    free += job.heads() * job.code_words();
     for (uint32_t kv_head = 0; kv_head < args.kv_heads; ++kv_head) {
       GatherQuery(job, kv_head, job.query + size_t{kv_head} * args.group * job.channels());
     }
+    if (coded) CodeQueries(job);
   }
-  const auto count = static_cast<uint32_t>(tasks.size());
+  return jobs;
+}
+
+void ScoreLabels(const ScoreLabelsArgs& args, Context& context) {
+  const std::vector<ScoreJob> jobs = MakeScoreJobs(args, context);
+  // One task per chunk of an item's pages.
+  struct Task {
+    uint32_t job;
+    uint32_t chunk;
+  };
+  std::vector<Task> tasks;
+  for (uint32_t job = 0; job < jobs.size(); ++job) {
+    for (uint32_t chunk = 0; chunk < jobs[job].chunks(); ++chunk) tasks.push_back({job, chunk});
+  }
+  const auto run = [&](void (*pass)(const ScoreJob&, uint32_t)) {
+    context.pool.Run(static_cast<uint32_t>(tasks.size()),
+                     [&](uint32_t i, unsigned) { pass(jobs[tasks[i].job], tasks[i].chunk); });
+  };
+  const ScorePasses passes = PassesOf(args);
   if (args.pooling == Pooling::kSoftmaxMass) {
-    const auto normalise = HWY_DYNAMIC_DISPATCH(NormaliseChunk);
-    context.pool.Run(count,
-                     [&](uint32_t i, unsigned) { normalise(jobs[tasks[i].job], tasks[i].chunk); });
+    run(passes.normalise);
     for (const ScoreJob& job : jobs) MergeNormalisers(job);
   }
-  const auto score = HWY_DYNAMIC_DISPATCH(ScoreChunk);
-  context.pool.Run(count, [&](uint32_t i, unsigned) { score(jobs[tasks[i].job], tasks[i].chunk); });
+  run(passes.score);
 }
 
 }  // namespace sparsekv::cpu

@@ -104,7 +104,7 @@ void RmsNorm(const RmsNormArgs& args, Context& context) {
 }
 
 void SwiGlu(const SwiGluArgs& args, Context& context) {
-  constexpr size_t kChunk = 16384;  // some 10 microseconds: worth waking a thread for
+  constexpr size_t kChunk = 4096;  // some microseconds: worth a thread that watches for work
   const auto impl = HWY_DYNAMIC_DISPATCH(SwiGluImpl);
   const size_t count = size_t{args.tokens} * args.width;
   const auto chunks = static_cast<uint32_t>((count + kChunk - 1) / kChunk);

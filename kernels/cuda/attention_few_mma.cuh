@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "kernels/cuda/attention_few.cuh"
+#include "kernels/cuda/begin_kernel.cuh"
 
 // The fast way, for rows of 16-bit values: tensor cores multiply, copies past the registers keep
 // memory busy. See AttendFewMma.
@@ -356,8 +357,10 @@ __global__ void __launch_bounds__(FewShape<kHeadDim>::kWarps* kWarp, 3) AttendFe
   extern __shared__ __align__(128) std::byte shared[];
   float* results = reinterpret_cast<float*>(shared + Shape::kWarps * Shape::kRingBytes);
   const Share share = ShareOfCta(call);
+  Place place{};
+  if (share.count > 0) place = PlaceOf(call, share.first);
+  BeginKernel();
   if (share.count == 0) return;
-  Place place = PlaceOf(call, share.first);
   const uint32_t warp = threadIdx.x / kWarp;
   const uint32_t ring =
       static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + warp * Shape::kRingBytes;

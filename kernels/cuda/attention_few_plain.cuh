@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/cuda/attention_few.cuh"
+#include "kernels/cuda/begin_kernel.cuh"
 
 // The general way: rows of any type, heads of any size. See AttendFewPlain.
 namespace sparsekv::cuda {
@@ -148,6 +149,7 @@ constexpr size_t PlainSharedBytes(uint32_t pass_heads, uint32_t head_dim) {
 // A unit's entries go to the warps in runs of 32.
 template <typename T>
 __global__ void __launch_bounds__(kPlainWarps* kWarp) AttendFewPlain(FewCall call) {
+  BeginKernel();
   extern __shared__ __align__(128) float plain_shared[];
   __shared__ float weights[kPlainWarps][kPassHeads * kWarp];
   float* query = plain_shared;

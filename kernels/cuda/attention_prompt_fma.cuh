@@ -3,6 +3,7 @@
 #include <math_constants.h>
 
 #include "kernels/cuda/attention_prompt.cuh"
+#include "kernels/cuda/begin_kernel.cuh"
 
 // Dense attention over rows of float32, in float32.
 namespace sparsekv::cuda::prompt {
@@ -175,6 +176,7 @@ __device__ void StoreRows(const Task& task, const Work& work, uint32_t row, uint
 // shared memory.
 template <typename G>
 __global__ void __launch_bounds__(G::kThreads) FmaKernel(Task task) {
+  BeginKernel();
   extern __shared__ __align__(16) float floats[];
   float* const queries = floats;
   float* const tile = queries + G::kRows * G::kDim;

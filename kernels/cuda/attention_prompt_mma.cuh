@@ -3,6 +3,7 @@
 #include <math_constants.h>
 
 #include "kernels/cuda/attention_prompt.cuh"
+#include "kernels/cuda/begin_kernel.cuh"
 
 // Dense attention over rows of 16 bits on the tensor cores (mma m16n8k16).
 namespace sparsekv::cuda::prompt {
@@ -268,6 +269,7 @@ __device__ void StoreRows(const Task& task, const Work& work, uint32_t warp_row,
 // and entry; bytes: 4 * head_dim per entry and CTA, from the L2 cache. kWhole: head_dim is kDim.
 template <typename T, typename G, bool kWhole>
 __global__ void __launch_bounds__(kMmaThreads, G::kDim > 128 ? 1 : 2) MmaKernel(Task task) {
+  BeginKernel();
   extern __shared__ __align__(1024) std::byte shared[];
   __shared__ Work work;
   FindWork(task, G::kRows, work);

@@ -3,6 +3,7 @@
 
 #include "base/check.h"
 #include "kernels/copy_ahead.h"
+#include "kernels/cuda/begin_kernel.cuh"
 #include "kernels/cuda/cta.cuh"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/tables.cuh"
@@ -157,6 +158,7 @@ __device__ void KeepLater(uint64_t* time, uint64_t now) {
 template <typename Unit>
 __global__ void __launch_bounds__(kThreads)
     CopyRowsKernel(RowList rows, uint32_t units_per_row, uint32_t batch, CopyTimes* const* times) {
+  BeginKernel();
   extern __shared__ uint32_t starts[];
   const uint64_t begin = GlobalTime();
   const uint32_t all = CountRows(rows, starts);
@@ -176,6 +178,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename Unit>
 __global__ void __launch_bounds__(kThreads)
     CopyAheadKernel(RowList rows, uint32_t units_per_row, CopyProgress* const* progress_at) {
+  BeginKernel();
   constexpr uint32_t kNoSlice = 0xFFFFFFFF;
   extern __shared__ uint32_t starts[];
   __shared__ uint32_t next;
@@ -204,6 +207,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void StopKernel(CopyProgress* const* progress_at) {
+  BeginKernel();
   CopyProgress* progress = *progress_at;
   progress->stopped_ns = GlobalTime();
   *reinterpret_cast<volatile uint32_t*>(&progress->stop) = 1;
@@ -224,6 +228,7 @@ struct ForgetRestItem {
 // A CTA per (KV head, item). Bytes: some 20 per row that is forgotten.
 __global__ void __launch_bounds__(kThreads)
     ForgetRestKernel(const ForgetRestItem* items, const CopyProgress* const* progress) {
+  BeginKernel();
   __shared__ uint32_t totals[kWarps];
   const uint32_t kv_heads = gridDim.x, head = blockIdx.x;
   const uint32_t list = blockIdx.y * kv_heads + head;
@@ -250,6 +255,7 @@ struct ForgetItem {
 
 // A CTA per item.
 __global__ void __launch_bounds__(kThreads) ForgetKernel(const ForgetItem* items) {
+  BeginKernel();
   const ForgetItem& item = items[blockIdx.x];
   for (uint32_t i = threadIdx.x; i < item.count; i += kThreads) {
     ForgetRow(item.table, item.kv_head, item.moves[i]);

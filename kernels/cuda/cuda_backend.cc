@@ -32,7 +32,8 @@ std::string DeviceName() {
 
 class CudaBackend final : public Backend {
  public:
-  explicit CudaBackend(const CudaOptions& options) : name_(DeviceName()), tape_(options.graphs) {}
+  explicit CudaBackend(const CudaOptions& options)
+      : name_(DeviceName()), tape_(options.graphs, options.early_launch) {}
 
   std::string_view name() const override { return name_; }
 
@@ -101,10 +102,10 @@ class CudaBackend final : public Backend {
   void ForgetRest(const ForgetRestArgs& args) override { Run(cuda::ForgetRest, args); }
   void Overlap(const OverlapArgs& args) override { Run(cuda::Overlap, args); }
   void Project(const ProjectArgs& args) override {
-    few() ? Run(cuda::ProjectFew, args) : Backend::Project(args);
+    Do([&] { few() ? cuda::ProjectFew(args, tape_) : products_.Project(args, tape_); });
   }
   void GateUp(const GateUpArgs& args) override {
-    few() ? Run(cuda::GateUpFew, args) : Backend::GateUp(args);
+    Do([&] { few() ? cuda::GateUpFew(args, tape_) : products_.GateUp(args, tape_); });
   }
   void RotateAppend(const RotateAppendArgs& args) override { Run(cuda::RotateAppend, args); }
   void ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select) override {

@@ -23,6 +23,7 @@ using sparsekv::cuda::fake::Binder;
 struct Node {
   std::function<void()> run;
   std::vector<size_t> after;
+  bool is_kernel = false;
 };
 using Nodes = std::vector<Node>;
 
@@ -70,7 +71,7 @@ namespace {
 Nodes& Filled() { return runtime().capture ? *runtime().capture : runtime().pending; }
 
 void Enqueue(cudaStream_t stream, std::function<void()> run) {
-  Node node{std::move(run), std::move(stream->waits)};
+  Node node{.run = std::move(run), .after = std::move(stream->waits)};
   stream->waits.clear();
   if (stream->last != kNothing) node.after.push_back(stream->last);
   stream->last = Filled().size();
@@ -161,6 +162,7 @@ cudaError_t cudaGetDevice(int* device) {
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   *properties = {};
   properties->multiProcessorCount = 4;
+  properties->major = 9;
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
@@ -196,8 +198,12 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  const size_t before = stream->last;
+  const bool waits = !stream->waits.empty();
   Enqueue(stream, [] {});
   event->at = stream->last;
+  if (before != kNothing && !waits)
+    stream->last = before;  // what follows does not wait for the event
   return cudaSuccess;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
@@ -238,15 +244,23 @@ cudaError_t cudaMemsetAsync(void* to, int byte, size_t bytes, cudaStream_t strea
   Enqueue(stream, [=] { std::memset(to, byte, bytes); });
   return cudaSuccess;
 }
-cudaError_t cudaLaunchKernel(const void* function, dim3, dim3, void** args, size_t shared_bytes,
-                             cudaStream_t stream) {
+// An early launch may do nothing but shorten the wait for the one kernel before it.
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function,
+                                void** args) {
   const size_t allowed = std::max<size_t>(runtime().shared_bytes[function], 48 << 10);
-  CHECK_LE(shared_bytes, allowed);
-  Enqueue(stream, [run = runtime().kernels.at(function)(args)] {
+  CHECK_LE(config->dynamicSmemBytes, allowed);
+  if (config->numAttrs > 0) {
+    CHECK(config->attrs->id == cudaLaunchAttributeProgrammaticStreamSerialization);
+    CHECK(config->stream->waits.empty() && config->stream->last != kNothing);
+    CHECK(Filled()[config->stream->last].is_kernel);
+    ++runtime().statistics.early_launches;
+  }
+  Enqueue(config->stream, [run = runtime().kernels.at(function)(args)] {
     ++runtime().statistics.kernels_run;
     run();
   });
-  return Result("cudaLaunchKernel");
+  Filled().back().is_kernel = true;
+  return Result("cudaLaunchKernelExC");
 }
 cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;

@@ -1,6 +1,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "kernels/cuda/begin_kernel.cuh"
 #include "kernels/cuda/cta.cuh"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/tables.cuh"
@@ -165,6 +166,7 @@ __device__ void HandOut(const Head& head, const uint16_t* absent, const uint16_t
 // take rounds: the victims of one carry miss_stamp and are none in the next. Slots beyond
 // kCachedSlots cost every round some six passes over 8 bytes per slot.
 __global__ void __launch_bounds__(kThreads, 2) ResolveKernel(const ResolveItem* items) {
+  BeginKernel();
   extern __shared__ __align__(16) unsigned char memory[];
   Work& work = *reinterpret_cast<Work*>(memory);
   const ResolveItem& item = items[blockIdx.y];

@@ -2,16 +2,19 @@
 #include <array>
 
 #include "base/check.h"
+#include "kernels/cuda/begin_kernel.cuh"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/tables.cuh"
 
 // Products of a decode step: few tokens, so the weights' bytes are the bound (2 per weight of 16
 // bits, each read once from device memory; x comes from the caches).
 //
-// A CTA has 32 or 64 rows of weights (of GateUp: half of gate and the same of up) and all tokens;
-// its warps divide the inputs, in chunks of 32 taken in turn, and their sums are added in the order
-// of the warps. Nothing of that depends on the tokens, so a token's result depends on itself alone.
-// Every CTA reads all of x: with many tokens that is what costs, and 64 rows share it.
+// A CTA has 32 or 64 rows of weights (of GateUp: half of gate and the same of up) and all tokens; 8
+// warps divide the inputs of 32 rows, in chunks of 32 taken in turn, and their sums are added in
+// the order of the warps. Nothing of that depends on the tokens, so a token's result depends on
+// itself alone. Every CTA reads all of x, twice the weights' bytes for 32 tokens and 32 rows: so
+// with many tokens 16 warps have 64 rows, and who reads a chunk second finds it in L1. And where
+// more than 8 tokens ask for it, x is made operands once, by a kernel before.
 //
 // Tensor cores: weights are the A operand of m16n8k16, tokens the columns. A thread's 16 bytes of a
 // row are eight neighbouring inputs; they serve as the operand's k positions 2t, 2t+1, 2t+8, 2t+9
@@ -20,9 +23,11 @@
 namespace sparsekv::cuda {
 namespace {
 
-constexpr uint32_t kWarps = 8;
-constexpr uint32_t kThreads = kWarps * 32;
+constexpr uint32_t kWarps = 8;  // that divide the inputs of a row
 constexpr uint32_t kTileRows = 16;
+constexpr uint32_t kRowTiles = 2;  // of a warp
+constexpr uint32_t kWarpRows = kRowTiles * kTileRows;
+constexpr uint32_t ThreadsFor(uint32_t rows) { return rows / kWarpRows * kWarps * 32; }
 constexpr uint32_t kChunk = 32;  // inputs
 constexpr uint32_t kTileTokens = 8;
 constexpr uint32_t kMostOutputs = 4;
@@ -92,23 +97,25 @@ __device__ inline uint4 LoadStreaming(const void* address) {
   return value;
 }
 
+// Warps that have the same rows follow each other.
+__device__ inline uint32_t WarpOfInputs() { return threadIdx.x / 32 % kWarps; }
+__device__ inline uint32_t FirstRowOfWarp() { return threadIdx.x / 32 / kWarps * kWarpRows; }
+
 // The rows of a thread in one chunk: rows g and g + 8 of every tile.
-template <int kRowTiles>
 struct Weights {
   uint4 row[2 * kRowTiles];
 };
 
 // What a thread reads: its rows of all tiles, null where there is none.
-template <int kRowTiles>
 struct Reader {
   const char* row[2 * kRowTiles];
   uint32_t inputs;
 
-  __device__ Weights<kRowTiles> Load(uint32_t chunk) const {
+  __device__ Weights Load(uint32_t chunk) const {
     const uint32_t at = chunk * kChunk + threadIdx.x % 4 * 8;
-    Weights<kRowTiles> weights;
+    Weights weights;
 #pragma unroll
-    for (int i = 0; i < 2 * kRowTiles; ++i) {
+    for (uint32_t i = 0; i < 2 * kRowTiles; ++i) {
       weights.row[i] =
           at < inputs && row[i] ? LoadStreaming(row[i] + uint64_t{at} * 2) : make_uint4(0, 0, 0, 0);
     }
@@ -116,48 +123,71 @@ struct Reader {
   }
 };
 
-// sums[tile][token tile] += weights . x, of one chunk.
-template <typename T, int kRowTiles, int kTokenTiles>
-__device__ inline void MultiplyChunk(const Work& work, uint32_t chunk,
-                                     const Weights<kRowTiles>& weights,
+// Eight neighbouring inputs of a token as an operand.
+struct alignas(16) Inputs {
+  uint32_t high[4], low[4];
+
+  template <typename T>
+  __device__ static Inputs Of(const float4& first, const float4& second) {
+    Inputs inputs;
+    Pair<T>::Split(first.x, first.y, inputs.high[0], inputs.low[0]);
+    Pair<T>::Split(first.z, first.w, inputs.high[1], inputs.low[1]);
+    Pair<T>::Split(second.x, second.y, inputs.high[2], inputs.low[2]);
+    Pair<T>::Split(second.z, second.w, inputs.high[3], inputs.low[3]);
+    return inputs;
+  }
+};
+static_assert(sizeof(Inputs) == 8 * sizeof(float));  // either form takes the other's place
+
+// x [values] as operands. Bytes: 8 per value.
+template <typename T>
+__global__ void __launch_bounds__(256) SplitKernel(const float4* x, uint32_t count, Inputs* to) {
+  BeginKernel();
+  NextMayBegin();
+  const uint32_t i = blockIdx.x * 256 + threadIdx.x;
+  if (i < count) to[i] = Inputs::Of<T>(x[2 * i], x[2 * i + 1]);
+}
+
+// sums[tile][token tile] += weights . x, of one chunk. kSplit: x is operands already.
+template <typename T, bool kSplit, int kTokenTiles>
+__device__ inline void MultiplyChunk(const Work& work, uint32_t chunk, const Weights& weights,
                                      float (&sums)[kRowTiles][kTokenTiles][4]) {
   const uint32_t at = chunk * kChunk + threadIdx.x % 4 * 8;
   const uint32_t group = threadIdx.x % 32 / 4;
 #pragma unroll
   for (int tile = 0; tile < kTokenTiles; ++tile) {
     const uint32_t token = tile * kTileTokens + group;
-    float4 x[2] = {};
+    Inputs x{};
     if (token < work.tokens && at < work.inputs) {
-      const auto* from =
-          reinterpret_cast<const float4*>(work.x + uint64_t{token} * work.inputs + at);
-      x[0] = __ldg(from);
-      x[1] = __ldg(from + 1);
+      const float* from = work.x + uint64_t{token} * work.inputs + at;
+      if constexpr (kSplit) {
+        *reinterpret_cast<uint4*>(x.high) = reinterpret_cast<const uint4*>(from)[0];
+        *reinterpret_cast<uint4*>(x.low) = reinterpret_cast<const uint4*>(from)[1];
+      } else {
+        const auto* values = reinterpret_cast<const float4*>(from);
+        x = Inputs::Of<T>(values[0], values[1]);
+      }
     }
-    uint32_t high[4], low[4];
-    Pair<T>::Split(x[0].x, x[0].y, high[0], low[0]);
-    Pair<T>::Split(x[0].z, x[0].w, high[1], low[1]);
-    Pair<T>::Split(x[1].x, x[1].y, high[2], low[2]);
-    Pair<T>::Split(x[1].z, x[1].w, high[3], low[3]);
 #pragma unroll
-    for (int rows = 0; rows < kRowTiles; ++rows) {
+    for (uint32_t rows = 0; rows < kRowTiles; ++rows) {
       const uint4 a = weights.row[2 * rows], b = weights.row[2 * rows + 1];
       const uint32_t first[4] = {a.x, b.x, a.y, b.y}, second[4] = {a.z, b.z, a.w, b.w};
-      Pair<T>::Multiply(sums[rows][tile], first, high[0], high[1]);
-      Pair<T>::Multiply(sums[rows][tile], second, high[2], high[3]);
-      Pair<T>::Multiply(sums[rows][tile], first, low[0], low[1]);
-      Pair<T>::Multiply(sums[rows][tile], second, low[2], low[3]);
+      Pair<T>::Multiply(sums[rows][tile], first, x.high[0], x.high[1]);
+      Pair<T>::Multiply(sums[rows][tile], second, x.high[2], x.high[3]);
+      Pair<T>::Multiply(sums[rows][tile], first, x.low[0], x.low[1]);
+      Pair<T>::Multiply(sums[rows][tile], second, x.low[2], x.low[3]);
     }
   }
 }
 
-// The sums of all warps: [row][token] in shared memory.
-template <int kRowTiles, int kTokenTiles>
+// The sums of all warps: [warp of inputs][row of the CTA][token] in shared memory.
+template <uint32_t kRows, int kTokenTiles>
 __device__ inline void ShareSums(const float (&sums)[kRowTiles][kTokenTiles][4], float* shared) {
   constexpr uint32_t kTokens = kTokenTiles * kTileTokens;
-  float* own = shared + threadIdx.x / 32 * kRowTiles * kTileRows * kTokens;
+  float* own = shared + (WarpOfInputs() * kRows + FirstRowOfWarp()) * kTokens;
   const uint32_t group = threadIdx.x % 32 / 4, pair = threadIdx.x % 4;
 #pragma unroll
-  for (int rows = 0; rows < kRowTiles; ++rows) {
+  for (uint32_t rows = 0; rows < kRowTiles; ++rows) {
 #pragma unroll
     for (int tile = 0; tile < kTokenTiles; ++tile) {
 #pragma unroll
@@ -170,29 +200,29 @@ __device__ inline void ShareSums(const float (&sums)[kRowTiles][kTokenTiles][4],
   __syncthreads();
 }
 
-template <int kRowTiles, int kTokenTiles>
+template <uint32_t kRows, int kTokenTiles>
 __device__ inline float SumOver(const float* shared, uint32_t row, uint32_t token) {
   constexpr uint32_t kTokens = kTokenTiles * kTileTokens;
   float sum = 0;
 #pragma unroll
   for (uint32_t warp = 0; warp < kWarps; ++warp) {
-    sum += shared[(warp * kRowTiles * kTileRows + row) * kTokens + token];
+    sum += shared[(warp * kRows + row) * kTokens + token];
   }
   return sum;
 }
 
 // Where y is [tokens, rows].
-template <bool kGateUp, int kRowTiles, int kTokenTiles>
+template <bool kGateUp, uint32_t kRows, int kTokenTiles>
 __device__ inline void Write(const Work& work, const Matrix& matrix, uint32_t first_row,
                              const float* shared) {
-  constexpr uint32_t kOut = kRowTiles * kTileRows / (kGateUp ? 2 : 1);
-  for (uint32_t i = threadIdx.x; i < kOut * work.tokens; i += kThreads) {
+  constexpr uint32_t kOut = kRows / (kGateUp ? 2 : 1);
+  for (uint32_t i = threadIdx.x; i < kOut * work.tokens; i += ThreadsFor(kRows)) {
     const uint32_t row = i % kOut, token = i / kOut;
     if (first_row + row >= matrix.rows) continue;
-    float value = SumOver<kRowTiles, kTokenTiles>(shared, row, token);
+    float value = SumOver<kRows, kTokenTiles>(shared, row, token);
     float* to = matrix.y + uint64_t{token} * matrix.rows + first_row + row;
     if (kGateUp) {
-      const float up = SumOver<kRowTiles, kTokenTiles>(shared, kOut + row, token);
+      const float up = SumOver<kRows, kTokenTiles>(shared, kOut + row, token);
       value = value / (1 + __expf(-value)) * up;
     } else if (work.accumulate) {
       value += *to;
@@ -201,47 +231,58 @@ __device__ inline void Write(const Work& work, const Matrix& matrix, uint32_t fi
   }
 }
 
-template <typename T, bool kGateUp, int kRowTiles, int kTokenTiles>
-__global__ void __launch_bounds__(kThreads, 2) MmaKernel(const __grid_constant__ Work work) {
+template <typename T, bool kGateUp, uint32_t kRows, int kTokenTiles, bool kSplit>
+__global__ void __launch_bounds__(ThreadsFor(kRows), kRows == kWarpRows ? 2 : 1)
+    MmaKernel(const __grid_constant__ Work work) {
   extern __shared__ float shared[];
-  constexpr uint32_t kOut = kRowTiles * kTileRows / (kGateUp ? 2 : 1);
+  constexpr uint32_t kOut = kRows / (kGateUp ? 2 : 1);
   uint32_t which = 0;
   if (!kGateUp) {
     while (which + 1 < work.count && blockIdx.x >= work.matrices[which + 1].first_cta) ++which;
   }
   const Matrix& matrix = work.matrices[which];
   const uint32_t first_row = (blockIdx.x - matrix.first_cta) * kOut;
-  Reader<kRowTiles> reader;
+  Reader reader;
   reader.inputs = work.inputs;
 #pragma unroll
-  for (int i = 0; i < 2 * kRowTiles; ++i) {
-    const uint32_t in_cta = threadIdx.x % 32 / 4 + i % 2 * 8 + i / 2 * kTileRows;
+  for (uint32_t i = 0; i < 2 * kRowTiles; ++i) {
+    const uint32_t in_cta = FirstRowOfWarp() + threadIdx.x % 32 / 4 + i % 2 * 8 + i / 2 * kTileRows;
     const uint32_t row = first_row + in_cta % kOut;
     const void* base = kGateUp ? work.matrices[in_cta / kOut].weight : matrix.weight;
     reader.row[i] = row < matrix.rows
                         ? static_cast<const char*>(base) + uint64_t{row} * work.inputs * 2
                         : nullptr;
   }
-  float sums[kRowTiles][kTokenTiles][4] = {};
   constexpr int kAhead = kTokenTiles > 2 ? 2 : 4;  // chunks that are loaded together
   const uint32_t chunks = (work.inputs + kChunk - 1) / kChunk;
-  for (uint32_t chunk = threadIdx.x / 32; chunk < chunks; chunk += kWarps * kAhead) {
-    Weights<kRowTiles> weights[kAhead];
+  uint32_t chunk = WarpOfInputs();
+  Weights weights[kAhead];
+  const auto load = [&] {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) weights[i] = reader.Load(chunk + i * kWarps);
+  };
+  load();  // weights are there always: they come while the kernel before makes x
+  BeginKernel();
+  float sums[kRowTiles][kTokenTiles][4] = {};
+  for (;;) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      MultiplyChunk<T, kRowTiles, kTokenTiles>(work, chunk + i * kWarps, weights[i], sums);
+      MultiplyChunk<T, kSplit, kTokenTiles>(work, chunk + i * kWarps, weights[i], sums);
     }
+    chunk += kWarps * kAhead;
+    if (chunk >= chunks) break;
+    load();
   }
-  ShareSums<kRowTiles, kTokenTiles>(sums, shared);
-  Write<kGateUp, kRowTiles, kTokenTiles>(work, matrix, first_row, shared);
+  NextMayBegin();
+  ShareSums<kRows, kTokenTiles>(sums, shared);
+  Write<kGateUp, kRows, kTokenTiles>(work, matrix, first_row, shared);
 }
 
 // Any type, any alignment: a warp per output, its lanes' sums added at the end.
 template <typename T>
 __global__ void PlainKernel(const float* x, const T* weight, float* y, uint32_t tokens,
                             uint32_t inputs, uint32_t outputs, bool accumulate) {
+  BeginKernel();
   const uint32_t lane = threadIdx.x % 32;
   const uint32_t output = blockIdx.x * kWarps + threadIdx.x / 32;
   const uint32_t first = blockIdx.y * kTileTokens;
@@ -273,8 +314,8 @@ void LaunchPlain(const LinearArgs& args, Tape& tape) {
     tape.Launch(PlainKernel<T>,
                 dim3((args.weight.rows + kWarps - 1) / kWarps,
                      (args.tokens + kTileTokens - 1) / kTileTokens),
-                kThreads, 0, args.x, static_cast<const T*>(args.weight.data), args.y, args.tokens,
-                args.weight.cols, args.weight.rows, args.accumulate);
+                kWarps * 32, 0, args.x, static_cast<const T*>(args.weight.data), args.y,
+                args.tokens, args.weight.cols, args.weight.rows, args.accumulate);
   });
 }
 
@@ -294,18 +335,42 @@ uint32_t PlaceCtas(Work* work, bool gate_up, uint32_t rows) {
   return ctas;
 }
 
-template <bool kGateUp, typename T, int kRowTiles, int kTokenTiles>
+template <bool kGateUp, typename T, uint32_t kRows, int kTokenTiles>
 void LaunchTiles(Work work, Tape& tape) {
-  constexpr uint32_t kRows = kRowTiles * kTileRows;
   const uint32_t ctas = PlaceCtas(&work, kGateUp, kGateUp ? kRows / 2 : kRows);
   const size_t bytes = size_t{kWarps} * kRows * kTokenTiles * kTileTokens * sizeof(float);
-  tape.Launch(MmaKernel<T, kGateUp, kRowTiles, kTokenTiles>, ctas, kThreads, bytes, work);
+  tape.Launch(MmaKernel<T, kGateUp, kRows, kTokenTiles, (kTokenTiles > 1)>, ctas, ThreadsFor(kRows),
+              bytes, work);
 }
 
-// Tokens in parts of at most 32.
+// 64 rows where they are so many that every multiprocessor has some.
+template <bool kGateUp, typename T, int kTokenTiles>
+void LaunchShared(const Work& work, Tape& tape) {
+  uint32_t rows = 0;
+  for (uint32_t i = 0; i < work.count; ++i) rows += work.matrices[i].rows;
+  if (rows >= 2 * kWarpRows * static_cast<uint32_t>(tape.multiprocessors())) {
+    LaunchTiles<kGateUp, T, 2 * kWarpRows, kTokenTiles>(work, tape);
+  } else {
+    LaunchTiles<kGateUp, T, kWarpRows, kTokenTiles>(work, tape);
+  }
+}
+
+// x as operands, in scratch: what every CTA would do for itself.
+template <typename T>
+const float* SplitInputs(const Work& work, Tape& tape) {
+  const size_t values = size_t{work.tokens} * work.inputs;
+  const auto count = static_cast<uint32_t>(values / 8);
+  auto* to = reinterpret_cast<Inputs*>(tape.Scratch(values * sizeof(float)));
+  tape.Launch(SplitKernel<T>, (count + 255) / 256, 256, 0, reinterpret_cast<const float4*>(work.x),
+              count, to);
+  return reinterpret_cast<const float*>(to);
+}
+
+// Tokens in parts of at most 32, or of 8 without preparation.
 template <bool kGateUp, typename T>
 void LaunchMma(Work work, Tape& tape) {
   constexpr uint32_t kMost = 32;
+  if (work.tokens > kTileTokens) work.x = SplitInputs<T>(work, tape);
   const Work all = work;
   for (uint32_t from = 0; from < all.tokens; from += kMost) {
     work.tokens = std::min(all.tokens - from, kMost);
@@ -315,12 +380,12 @@ void LaunchMma(Work work, Tape& tape) {
         work.matrices[i].y = y + size_t{from} * work.matrices[i].rows;
       }
     }
-    if (work.tokens <= 8) {
-      LaunchTiles<kGateUp, T, 2, 1>(work, tape);
+    if (all.tokens <= kTileTokens) {
+      LaunchTiles<kGateUp, T, kWarpRows, 1>(work, tape);
     } else if (work.tokens <= 16) {
-      LaunchTiles<kGateUp, T, 2, 2>(work, tape);
+      LaunchShared<kGateUp, T, 2>(work, tape);
     } else {
-      LaunchTiles<kGateUp, T, 2, 4>(work, tape);
+      LaunchShared<kGateUp, T, 4>(work, tape);
     }
   }
 }

@@ -13,10 +13,12 @@
 // y (+)= x W^T for many tokens. The library may choose another algorithm for another number of
 // tokens, and then a token's bits change. So it always multiplies kPieceTokens tokens, the last
 // piece filled up with zeros, by one algorithm per shape of the weights, without split sums: every
-// result is one sum over the inputs in an order that the shape decides.
+// result is one sum over the inputs in an order that the shape decides, or, of both halves of x,
+// two.
 //
-// FLOPs: 2 x inputs x outputs per token of a whole piece. Bytes beside the product's own: 4 + 2 per
-// input and token to convert x, and where a piece is not whole 8 (12 added) per output and token.
+// FLOPs: 2 x inputs x outputs per token of a whole piece, twice that for both halves of x. Bytes
+// beside the product's own: 4 + 2 per half, input and token to convert x, 8 per output and token
+// for the second half, and where a piece is not whole 8 more (12 added).
 namespace sparsekv::cuda {
 namespace {
 
@@ -168,8 +170,37 @@ struct PromptProducts::Library {
 PromptProducts::PromptProducts() = default;
 PromptProducts::~PromptProducts() = default;
 
-void PromptProducts::Linear(const LinearArgs& args, Tape& tape) {
+void PromptProducts::Linear(const LinearArgs& args, Tape& tape) { Multiply(args, false, tape); }
+
+void PromptProducts::Project(const ProjectArgs& args, Tape& tape) {
+  RmsNorm({.x = args.x,
+           .tokens = args.tokens,
+           .weight = args.norm,
+           .epsilon = args.epsilon,
+           .out = args.normed},
+          tape);
+  for (const ProjectArgs::Output& output : args.outputs) {
+    Multiply({.x = args.normed, .tokens = args.tokens, .weight = output.weight, .y = output.y},
+             output.weight.dtype != DType::kF32, tape);
+  }
+}
+
+void PromptProducts::GateUp(const GateUpArgs& args, Tape& tape) {
+  RmsNorm({.x = args.x,
+           .tokens = args.tokens,
+           .weight = args.norm,
+           .epsilon = args.epsilon,
+           .out = args.normed},
+          tape);
+  Linear({.x = args.normed, .tokens = args.tokens, .weight = args.gate, .y = args.out}, tape);
+  Linear({.x = args.normed, .tokens = args.tokens, .weight = args.up, .y = args.spare}, tape);
+  SwiGlu({.gate = args.out, .up = args.spare, .tokens = args.tokens, .width = args.gate.rows},
+         tape);
+}
+
+void PromptProducts::Multiply(const LinearArgs& args, bool both_halves, Tape& tape) {
   const WeightView& matrix = args.weight;
+  CHECK(!(both_halves && args.accumulate));  // sums would depend on whether a piece is whole
   if (args.tokens == 0 || matrix.rows == 0) return;
   if (!library_) library_ = std::make_unique<Library>();
   const size_t value_bytes = SizeOf(matrix.dtype);
@@ -185,7 +216,8 @@ void PromptProducts::Linear(const LinearArgs& args, Tape& tape) {
   const bool in_place = parts == 1 && matrix.rows % kWholeValues == 0 && Aligned(args.y);
 
   Slab slab;
-  slab.tokens = RoundUp(inputs * value_bytes * kPieceTokens, kScratchAlign);
+  const size_t piece_bytes = RoundUp(inputs * value_bytes * kPieceTokens, kScratchAlign);
+  slab.tokens = (both_halves ? 2 : 1) * piece_bytes;
   if (pad) slab.weights = RoundUp(inputs * value_bytes * part, kScratchAlign);
   if (!in_place || args.tokens % kPieceTokens != 0) {
     slab.results = sizeof(float) * kPieceTokens * RoundUp(part, kWholeValues);
@@ -198,8 +230,12 @@ void PromptProducts::Linear(const LinearArgs& args, Tape& tape) {
 
   for (uint32_t first = 0; first < args.tokens; first += kPieceTokens) {
     const uint32_t tokens = std::min(args.tokens - first, kPieceTokens);
-    FillPiece(args.x + size_t{first} * matrix.cols, tokens, matrix.cols, inputs, matrix.dtype,
-              piece, tape);
+    const float* x = args.x + size_t{first} * matrix.cols;
+    FillPiece(x, Half::kHigh, tokens, matrix.cols, inputs, matrix.dtype, piece, tape);
+    if (both_halves) {
+      FillPiece(x, Half::kLow, tokens, matrix.cols, inputs, matrix.dtype, piece + piece_bytes,
+                tape);
+    }
     for (uint32_t from = 0; from < matrix.rows; from += part) {
       const uint32_t outputs = std::min(matrix.rows - from, part);
       const Product& product = outputs == part ? whole_part : last_part;
@@ -210,10 +246,13 @@ void PromptProducts::Linear(const LinearArgs& args, Tape& tape) {
         weights = padded;
       }
       float* y = args.y + size_t{first} * matrix.rows + from;
-      if (in_place && tokens == kPieceTokens) {
-        library_->Multiply(product, weights, piece, y, args.accumulate, workspace, tape);
-      } else {
-        library_->Multiply(product, weights, piece, results, false, workspace, tape);
+      const bool direct = in_place && tokens == kPieceTokens;
+      float* const to = direct ? y : results;
+      library_->Multiply(product, weights, piece, to, direct && args.accumulate, workspace, tape);
+      if (both_halves) {
+        library_->Multiply(product, weights, piece + piece_bytes, to, true, workspace, tape);
+      }
+      if (!direct) {
         TakeResults(results, RoundUp(outputs, kWholeValues), tokens, outputs, y, matrix.rows,
                     args.accumulate, tape);
       }

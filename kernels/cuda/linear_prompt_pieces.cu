@@ -2,6 +2,7 @@
 #include <type_traits>
 
 #include "base/check.h"
+#include "kernels/cuda/begin_kernel.cuh"
 #include "kernels/cuda/linear_prompt_pieces.h"
 #include "kernels/cuda/tables.cuh"
 
@@ -28,11 +29,19 @@ __device__ T Saturated(float value) {
   }
 }
 
+// NaN has no rest; the rest of what is too large is bounded too.
+template <typename T>
+__device__ T Rest(float value) {
+  const float high = ToFloat<T>(Saturated<T>(value));
+  return Saturated<T>(value != value ? 0.0f : __fsub_rn(value, high));
+}
+
 // A thread makes kValues neighbours of one row and stores them in units of 16 bytes.
 // Bytes: sizeof(From) in and sizeof(To) out per value.
-template <typename From, typename To>
+template <typename From, typename To, Half kHalf>
 __global__ void __launch_bounds__(kThreads)
     PadKernel(const From* from, uint32_t rows, uint32_t cols, uint32_t stride, bool whole, To* to) {
+  BeginKernel();
   const uint32_t row = blockIdx.x;
   const uint32_t first = (blockIdx.y * kThreads + threadIdx.x) * kValues;
   if (first >= stride) return;
@@ -60,7 +69,7 @@ __global__ void __launch_bounds__(kThreads)
     if constexpr (std::is_same_v<From, To>) {
       out[i] = in[i];
     } else {
-      out[i] = Saturated<To>(in[i]);
+      out[i] = kHalf == Half::kHigh ? Saturated<To>(in[i]) : Rest<To>(in[i]);
     }
   }
   uint4 words[sizeof(out) / 16];
@@ -70,19 +79,20 @@ __global__ void __launch_bounds__(kThreads)
   for (uint32_t i = 0; i < sizeof(out) / 16; ++i) target[i] = words[i];
 }
 
-template <typename From, typename To>
+template <typename From, typename To, Half kHalf>
 void Pad(const From* from, uint32_t rows, uint32_t cols, uint32_t all_rows, uint32_t stride,
          std::byte* to, Tape& tape) {
   CHECK_EQ(stride % kValues, 0u);
   const bool whole = cols == stride && AlignedTo(from, 16);
-  tape.Launch(PadKernel<From, To>, dim3(all_rows, CeilDiv(stride, kThreads * kValues)), kThreads, 0,
-              from, rows, cols, stride, whole, reinterpret_cast<To*>(to));
+  tape.Launch(PadKernel<From, To, kHalf>, dim3(all_rows, CeilDiv(stride, kThreads * kValues)),
+              kThreads, 0, from, rows, cols, stride, whole, reinterpret_cast<To*>(to));
 }
 
 // kWidth neighbours per thread. Bytes: 8 per value, 12 with kAdd.
 template <uint32_t kWidth, bool kAdd>
 __global__ void __launch_bounds__(kThreads)
     TakeKernel(const float* results, uint32_t stride, uint32_t outputs, float* y, size_t y_stride) {
+  BeginKernel();
   const uint32_t first = (blockIdx.y * kThreads + threadIdx.x) * kWidth;
   if (first >= outputs) return;
   const float* from = results + size_t{blockIdx.x} * stride + first;
@@ -101,10 +111,16 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void FillPiece(const float* x, uint32_t tokens, uint32_t inputs, uint32_t stride, DType dtype,
-               std::byte* piece, Tape& tape) {
+void FillPiece(const float* x, Half half, uint32_t tokens, uint32_t inputs, uint32_t stride,
+               DType dtype, std::byte* piece, Tape& tape) {
+  CHECK(half == Half::kHigh || SizeOf(dtype) == 2);
   WithType(dtype, [&](auto type) {
-    Pad<float, decltype(type)>(x, tokens, inputs, kPieceTokens, stride, piece, tape);
+    using T = decltype(type);
+    if (half == Half::kHigh) {
+      Pad<float, T, Half::kHigh>(x, tokens, inputs, kPieceTokens, stride, piece, tape);
+    } else {
+      Pad<float, T, Half::kLow>(x, tokens, inputs, kPieceTokens, stride, piece, tape);
+    }
   });
 }
 
@@ -112,7 +128,7 @@ void PadWeights(const void* weights, uint32_t rows, uint32_t cols, uint32_t stri
                 std::byte* padded, Tape& tape) {
   WithType(dtype, [&](auto type) {
     using T = decltype(type);
-    Pad<T, T>(static_cast<const T*>(weights), rows, cols, rows, stride, padded, tape);
+    Pad<T, T, Half::kHigh>(static_cast<const T*>(weights), rows, cols, rows, stride, padded, tape);
   });
 }
 

@@ -12,11 +12,15 @@ namespace sparsekv::cuda {
 
 inline constexpr uint32_t kPieceTokens = 512;
 
+// Which of two numbers of the weights' type, whose sum is x but for what they round.
+enum class Half { kHigh, kLow };
+
 // piece[t, i] = x[t, i] rounded to nearest even; what is beyond the type's largest number becomes
-// that number. Zero where t >= tokens or i >= inputs. REQUIRES: `stride`, the row length of `piece`
+// that number. kLow: what that left of x[t, i], rounded likewise; REQUIRES 16 bits. Zero where
+// t >= tokens or i >= inputs. REQUIRES: `stride`, the row length of `piece`
 // [kPieceTokens, stride], is a multiple of 8 and at least `inputs`; piece is aligned to 16 bytes.
-void FillPiece(const float* x, uint32_t tokens, uint32_t inputs, uint32_t stride, DType dtype,
-               std::byte* piece, Tape& tape);
+void FillPiece(const float* x, Half half, uint32_t tokens, uint32_t inputs, uint32_t stride,
+               DType dtype, std::byte* piece, Tape& tape);
 
 // The matrix [rows, cols] with rows of `stride` values, zeros at their ends. REQUIRES as above.
 void PadWeights(const void* weights, uint32_t rows, uint32_t cols, uint32_t stride, DType dtype,

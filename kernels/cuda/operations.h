@@ -20,10 +20,17 @@ class PromptProducts {
  public:
   PromptProducts();
   ~PromptProducts();
+  // x is rounded to the weights' type.
   void Linear(const LinearArgs& args, Tape& tape);
+  // x is the sum of two numbers of that type, a product each, as in decode steps: what attention
+  // compares and what logits are made of must not depend on 8 bits.
+  void Project(const ProjectArgs& args, Tape& tape);
+  // x is rounded, as for Linear: half of a layer's FLOPs are here.
+  void GateUp(const GateUpArgs& args, Tape& tape);
 
  private:
   struct Library;
+  void Multiply(const LinearArgs& args, bool both_halves, Tape& tape);
   std::unique_ptr<Library> library_;
 };
 void SwiGlu(const SwiGluArgs& args, Tape& tape);

@@ -4,6 +4,8 @@
 
 #include "base/check.h"
 #include "base/limits.h"
+#include "kernels/cuda/begin_kernel.cuh"
+#include "kernels/cuda/label_codes.cuh"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/tables.cuh"
 
@@ -12,7 +14,7 @@
 // for items of any size, and for tokens with two rows or none.
 //
 // Bytes per token, moved once each: q and k in and out in place, v in, one row per item that has
-// the token (2 x head_dim values per KV head), 2 bytes per label. Rows may lie in the host's
+// the token (2 x head_dim values per KV head), and what a label has. Rows may lie in the host's
 // memory: a warp writes a row from one end to the other in stores of 16 bytes per lane.
 namespace sparsekv::cuda {
 namespace {
@@ -106,6 +108,7 @@ template <uint32_t kWidth>
 __global__ void __launch_bounds__(kThreads)
     RopeKernel(float* x, const uint32_t* positions, const float* inverse_frequency, uint32_t heads,
                uint32_t half) {
+  BeginKernel();
   __shared__ Turns turns;
   const uint32_t pair = threadIdx.x;
   if (pair < half) {
@@ -227,7 +230,7 @@ __device__ void ForItemsOf(uint32_t token, const Item* items, uint32_t count, ui
 __device__ void WriteTargets(const Targets& targets, const float* key, const float* values) {
   __shared__ uint32_t found[kWarps];
   const uint32_t token = blockIdx.x, kv_head = blockIdx.y, head_dim = targets.head_dim;
-  uint32_t turn = 0;  // warps take the rows in turn
+  uint32_t turn = 0;  // warps take rows and coded labels in turn
   ForItemsOf(token, targets.rows, targets.row_items, found, [&](const RowTarget& item) {
     if (turn++ % kWarps != threadIdx.x / kWarp) return;
     std::byte* row = item.Row(kv_head, token);
@@ -243,18 +246,24 @@ __device__ void WriteTargets(const Targets& targets, const float* key, const flo
   });
   ForItemsOf(token, targets.labels, targets.label_items, found, [&](const LabelTarget& item) {
     const uint32_t position = item.span.position + (token - item.span.first);
-    const uint32_t channels = item.labels.channels;
-    auto* head = reinterpret_cast<uint16_t*>(item.labels.Head(kv_head, position / kBlockTokens));
-    for (uint32_t c = threadIdx.x; c < channels; c += kThreads) {
-      const float value = key[targets.channels[size_t{kv_head} * channels + c]];
-      head[c * kBlockTokens + position % kBlockTokens] =
-          StoredBits<__nv_bfloat16>(RoundedTo(targets.row_dtype, value));
+    const uint32_t channels = item.labels.channels, token_of_page = position % kBlockTokens;
+    std::byte* const head = item.labels.Head(kv_head, position / kBlockTokens);
+    const uint16_t* const list = targets.channels + size_t{kv_head} * channels;
+    const auto value = [&](uint32_t c) { return RoundedTo(targets.row_dtype, key[list[c]]); };
+    if (item.labels.bits == 16) {
+      auto* const values = reinterpret_cast<uint16_t*>(head) + token_of_page;
+      for (uint32_t c = threadIdx.x; c < channels; c += kThreads) {
+        values[c * kBlockTokens] = StoredBits<__nv_bfloat16>(value(c));
+      }
+    } else if (turn++ % kWarps == threadIdx.x / kWarp) {
+      codes::StoreLabel({head}, token_of_page, channels, item.labels.bits, value);
     }
   });
 }
 
 __global__ void __launch_bounds__(kThreads)
     AppendKernel(Targets targets, const float* k, const float* v) {
+  BeginKernel();
   __shared__ alignas(16) float key[kMaxHeadDim];
   const size_t at = (size_t{blockIdx.x} * gridDim.y + blockIdx.y) * targets.head_dim;
   for (uint32_t c = threadIdx.x; c < targets.head_dim; c += kThreads) key[c] = k[at + c];
@@ -267,6 +276,8 @@ template <uint32_t kWidth>
 __global__ void __launch_bounds__(kThreads)
     RotateAppendKernel(Targets targets, float* q, float* k, const float* v,
                        const uint32_t* positions, const float* inverse_frequency, uint32_t group) {
+  BeginKernel();
+  NextMayBegin();
   __shared__ Turns turns;
   __shared__ alignas(16) float key[kMaxHeadDim];
   const uint32_t half = targets.head_dim / 2;

@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "base/limits.h"
+#include "kernels/cuda/begin_kernel.cuh"
 #include "kernels/cuda/cta.cuh"
 #include "kernels/cuda/operations.h"
 
@@ -314,6 +315,7 @@ __device__ uint32_t DrawByTemperature(const Task& task, uint64_t best, Board& bo
 // alone 3, top_p 6 and top_k 5 (8 together), top_logprobs 3 more; each further division of a bin
 // one more. Some 10 to 30 instructions per token and pass.
 __global__ void __launch_bounds__(kThreads) SampleKernel(const Task* tasks, Drawn* drawn) {
+  BeginKernel();
   __shared__ Board board;
   const Task task = tasks[blockIdx.x];
   Drawn& out = drawn[blockIdx.x];

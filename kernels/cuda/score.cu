@@ -3,9 +3,11 @@
 #include <vector>
 
 #include "base/check.h"
+#include "kernels/cuda/begin_kernel.cuh"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/score_lane.cuh"
 #include "kernels/cuda/score_part.cuh"
+#include "kernels/cuda/score_pool.cuh"
 
 // Scores of label pages. Bound by the labels' bytes: 2 x channels in, 4 out per token and KV head.
 //
@@ -17,89 +19,11 @@
 // Units lie in one line: items, in them KV heads, in them pages. Every CTA has an equal part of the
 // line, so whatever the batch, few CTAs have to fetch another head's query on their way.
 //
-// Multiplications and additions are written as intrinsics: the compiler must not fuse them, as the
-// scores have to have the reference's bits. What a token's score is depends on no other token; of
-// the softmax's sums, on its place in the item alone.
+// Products are exact (labels.h), so that fused multiply-adds have the reference's bits.
 namespace sparsekv::cuda {
 namespace {
 
 using namespace scoring;
-
-// What a kernel makes of the heads' scores: the maximum or the sum as the job says, or one of the
-// softmax's two passes, with a merge between them.
-enum class Make : uint8_t { kPooled, kPartials, kMass };
-
-// Query heads that share a label in registers. Pooled, kernels of fewer take groups that small
-// only.
-constexpr uint32_t kMostHeads = 8;
-
-// CTAs of a multiprocessor: registers for 8 x heads sums, 32 of labels and what else there is.
-template <uint32_t kHeads>
-constexpr uint32_t kCtas = kHeads == kMostHeads ? 3 : 4;
-
-// The highest score of the unit's `valid` first tokens and the sum over them, in one order.
-__device__ Normaliser UnitNormaliser(const float (&sums)[kLaneTokens], uint32_t valid) {
-  const uint32_t first = LaneId() * kLaneTokens;
-  float highest = -INFINITY;
-#pragma unroll
-  for (uint32_t t = 0; t < kLaneTokens; ++t) {
-    if (first + t < valid) highest = fmaxf(highest, sums[t]);
-  }
-#pragma unroll
-  for (uint32_t step = kWarpThreads / 2; step > 0; step /= 2) {
-    highest = fmaxf(highest, __shfl_xor_sync(kWholeWarp, highest, step));
-  }
-  float sum = 0;
-#pragma unroll
-  for (uint32_t t = 0; t < kLaneTokens; ++t) {
-    if (first + t < valid) sum += expf(sums[t] - highest);
-  }
-  return {highest, WarpSum(sum)};
-}
-
-// What becomes of the unit's scores by query heads [first_head, first_head + kHeads).
-template <uint32_t kHeads, Make kMake>
-__device__ void Pool(const ScoreJob& job, const Part& part, uint32_t unit, uint32_t first_head,
-                     float (&sums)[kHeads][kLaneTokens], float (&pooled)[kLaneTokens]) {
-#pragma unroll
-  for (uint32_t h = 0; h < kHeads; ++h) {
-    const uint32_t g = first_head + h;
-    if (g >= job.group) break;
-    if constexpr (kMake == Make::kPartials) {
-      const Normaliser partial = UnitNormaliser(sums[h], part.tokens - unit * kUnitTokens);
-      if (LaneId() == 0) job.partials[uint64_t{part.first_unit + unit} * job.group + g] = partial;
-      continue;
-    }
-    if constexpr (kMake == Make::kMass) {
-      const Normaliser all = job.normalisers[uint64_t{part.head} * job.group + g];
-#pragma unroll
-      for (float& score : sums[h]) score = expf(score - all.highest) * all.sum;
-    }
-    if (g == 0) {
-#pragma unroll
-      for (uint32_t t = 0; t < kLaneTokens; ++t) pooled[t] = sums[h][t];
-    } else {
-      PoolHead(job.pooling, sums[h], pooled);
-    }
-  }
-}
-
-// Stores the unit's scores 32 neighbours at a time: rows may begin at any float.
-__device__ void StoreUnit(const Part& part, uint32_t unit, const float (&pooled)[kLaneTokens]) {
-  __shared__ float4 stage[kWarps][kUnitTokens / 4];
-  float4* warp_stage = stage[WarpId()];
-  warp_stage[2 * LaneId()] = make_float4(pooled[0], pooled[1], pooled[2], pooled[3]);
-  warp_stage[2 * LaneId() + 1] = make_float4(pooled[4], pooled[5], pooled[6], pooled[7]);
-  __syncwarp();
-  const uint32_t first = unit * kUnitTokens + LaneId();
-  float* to = part.scores + first;
-  const float* from = reinterpret_cast<const float*>(warp_stage) + LaneId();
-#pragma unroll
-  for (uint32_t i = 0; i < kUnitTokens; i += kWarpThreads) {
-    if (first + i < part.tokens) to[i] = from[i];
-  }
-  __syncwarp();
-}
 
 template <uint32_t kHeads, uint32_t kChannels, Make kMake>
 __device__ void ScorePart(const ScoreJob& job, const Part& part, float* queries) {
@@ -145,21 +69,17 @@ __device__ void ScorePart(const ScoreJob& job, const Part& part, float* queries)
 // The CTA's units, part by part. kChannels divides the number of channels.
 template <uint32_t kHeads, uint32_t kChannels, Make kMake>
 __global__ void __launch_bounds__(kThreads, kCtas<kHeads>) ScoreKernel(const ScoreJob job) {
+  BeginKernel();
   extern __shared__ float4 queries[];
-  __shared__ Part part;
-  const ScoreItem& last = job.items[job.item_count - 1];
-  const uint64_t units = last.first_unit + uint64_t{job.kv_heads} * last.head_units;
-  auto unit = static_cast<uint32_t>(units * blockIdx.x / gridDim.x);
-  const auto end = static_cast<uint32_t>(units * (blockIdx.x + 1) / gridDim.x);
-  while (unit < end) {
-    FindPart(job, unit, end, &part);
+  __shared__ Part shared_part;
+  ForParts(job, &shared_part, [&](const Part& part) {
     ScorePart<kHeads, kChannels, kMake>(job, part, reinterpret_cast<float*>(queries));
-    unit = part.first_unit + part.end;
-  }
+  });
 }
 
 // The units' partial normalisers into one per query head, a warp each: a CTA per (item, KV head).
 __global__ void MergeKernel(const ScoreJob job) {
+  BeginKernel();
   const ScoreItem& item = job.items[blockIdx.x / job.kv_heads];
   const uint32_t kv_head = blockIdx.x % job.kv_heads;
   const uint64_t first_unit = item.first_unit + kv_head * item.head_units;
@@ -203,7 +123,7 @@ void LaunchPooled(const ScoreJob& job, Tape& tape) {
 template <uint32_t kChannels>
 void LaunchSoftmax(const ScoreJob& job, Tape& tape) {
   LaunchScore<4, kChannels, Make::kPartials>(job, tape);
-  tape.Launch(MergeKernel, dim3(job.item_count * job.kv_heads), dim3(kThreads), 0, job);
+  NoteMerge(job, tape);
   LaunchScore<4, kChannels, Make::kMass>(job, tape);
 }
 
@@ -219,15 +139,20 @@ void Launch(const ScoreJob& job, Tape& tape) {
 
 }  // namespace
 
+void scoring::NoteMerge(const ScoreJob& job, Tape& tape) {
+  tape.Launch(MergeKernel, dim3(job.item_count * job.kv_heads), dim3(kThreads), 0, job);
+}
+
 void ScoreLabels(const ScoreLabelsArgs& args, Tape& tape) {
   if (args.items.empty()) return;
   CHECK_LE(args.group, kMaxGroup);
-  const uint32_t channels = args.items.front().labels.layout->channels;
+  const LabelLayout& layout = *args.items.front().labels.layout;
   std::vector<ScoreItem> items;
   uint64_t units = 0;
   for (const ScoreLabelsArgs::Item& item : args.items) {
     CHECK_EQ(item.labels.layout->kv_heads, args.kv_heads);
-    CHECK_EQ(item.labels.layout->channels, channels);
+    CHECK_EQ(item.labels.layout->channels, layout.channels);
+    CHECK(item.labels.layout->format == layout.format);
     const uint32_t head_units = (item.tokens + kUnitTokens - 1) / kUnitTokens;
     items.push_back({ViewOf(item.labels), item.scores, args.score_stride, item.query, item.tokens,
                      static_cast<uint32_t>(units), head_units});
@@ -243,8 +168,10 @@ void ScoreLabels(const ScoreLabelsArgs& args, Tape& tape) {
                   .kv_heads = args.kv_heads,
                   .group = args.group,
                   .head_dim = args.head_dim,
-                  .channels = channels,
+                  .channels = layout.channels,
+                  .words = layout.words(),
                   .pooling = args.pooling,
+                  .bits = static_cast<uint8_t>(CodeBits(layout.format)),
                   .zeros = {}};
   if (args.pooling == Pooling::kSoftmaxMass) {
     // In powers of two, so that a growing context seldom needs another buffer, and another graph.
@@ -255,6 +182,7 @@ void ScoreLabels(const ScoreLabelsArgs& args, Tape& tape) {
     job.normalisers = normalisers;
     job.partials = normalisers + heads;
   }
+  if (layout.coded()) return NoteCodedScores(job, tape);
   Launch(job, tape);
 }
 

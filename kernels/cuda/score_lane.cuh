@@ -4,9 +4,8 @@
 
 #include "kernels/labels.h"
 
-// What a lane computes of a few neighbouring tokens: label scores of several query heads.
-// Multiplications and additions are intrinsics: the compiler must not fuse them, as the scores have
-// to have the reference's bits.
+// What a lane computes of a few neighbouring tokens: label scores of several query heads. Products
+// are exact (labels.h), so a fused multiply-add has the reference's bits.
 namespace sparsekv::cuda::scoring {
 
 template <uint32_t kHeads>
@@ -39,7 +38,7 @@ __device__ void AddChannel(const float (&labels)[kTokens], HeadValues<kHeads> qu
   for (uint32_t h = 0; h < kHeads; ++h) {
 #pragma unroll
     for (uint32_t t = 0; t < kTokens; ++t) {
-      sums[h][t] = __fadd_rn(sums[h][t], __fmul_rn(query.of[h], labels[t]));
+      sums[h][t] = __fmaf_rn(query.of[h], labels[t], sums[h][t]);
     }
   }
 }

@@ -7,6 +7,7 @@
 #include "base/limits.h"
 #include "kernels/cuda/cta.cuh"
 #include "kernels/cuda/tables.cuh"
+#include "kernels/label_query.h"
 #include "kernels/labels.h"
 
 // How the work on label pages is cut, and what a CTA brings for its part of it.
@@ -49,8 +50,10 @@ struct ScoreJob {
   uint32_t group;
   uint32_t head_dim;
   uint32_t channels;
+  uint32_t words;  // of a label's codes
   Pooling pooling;
-  uint8_t zeros[3];
+  uint8_t bits;  // of a code
+  uint8_t zeros[6];
 };
 static_assert(std::has_unique_object_representations_v<ScoreJob>);
 
@@ -91,11 +94,32 @@ __device__ inline void FindPart(const ScoreJob& job, uint32_t unit, uint32_t end
   __syncthreads();
 }
 
-// The lane's 8 tokens of the unit, in channel 0; null beyond the part and the item's pages.
-__device__ inline const std::byte* LaneLabels(const Part& part, uint32_t unit) {
+// Calls f(part) for the CTA's units, part by part; `part`: in shared memory.
+template <typename F>
+__device__ void ForParts(const ScoreJob& job, Part* part, const F& f) {
+  const ScoreItem& last = job.items[job.item_count - 1];
+  const uint64_t units = last.first_unit + uint64_t{job.kv_heads} * last.head_units;
+  auto unit = static_cast<uint32_t>(units * blockIdx.x / gridDim.x);
+  const auto end = static_cast<uint32_t>(units * (blockIdx.x + 1) / gridDim.x);
+  while (unit < end) {
+    FindPart(job, unit, end, part);
+    f(*part);
+    unit = part->first_unit + part->end;
+  }
+}
+
+// The labels of the page of the lane's 8 tokens of the unit; null beyond the part and the item's
+// pages.
+__device__ inline const std::byte* LanePage(const Part& part, uint32_t unit) {
   const uint32_t page = unit * kUnitPages + LaneId() / kPageLanes;
   if (unit >= part.end || page * kBlockTokens >= part.tokens) return nullptr;
-  return part.pages[page] + part.page_offset + LaneId() % kPageLanes * sizeof(uint4);
+  return part.pages[page] + part.page_offset;
+}
+
+// The lane's tokens there, in channel 0.
+__device__ inline const std::byte* LaneLabels(const Part& part, uint32_t unit) {
+  const std::byte* page = LanePage(part, unit);
+  return page ? page + LaneId() % kPageLanes * sizeof(uint4) : nullptr;
 }
 
 // Loads 8 tokens of a channel unless `from` is null; they are read once. One instruction without a
@@ -130,7 +154,6 @@ __device__ void GatherQueries(const Job& job, const HeadPart& part, float* queri
     at(g, c) = g < job.group ? job.q[(part.first_query + g) * job.head_dim + list[c]] : 0.0f;
   }
   __syncthreads();
-  if (job.pooling == Pooling::kSum) return;
 #pragma unroll 1
   for (uint32_t g = threadIdx.x; g < job.group; g += kCtaThreads) {
     float squares = 0;
@@ -138,13 +161,14 @@ __device__ void GatherQueries(const Job& job, const HeadPart& part, float* queri
       squares = __fadd_rn(squares, __fmul_rn(at(g, c), at(g, c)));
     }
     norms[g] = __fsqrt_rn(job.pooling == Pooling::kSoftmaxMass ? job.head_dim : squares);
+    if (job.pooling == Pooling::kSum) norms[g] = 1;
   }
   __syncthreads();
 #pragma unroll 1
   for (uint32_t i = threadIdx.x; i < job.group * job.channels; i += kCtaThreads) {
     const uint32_t g = i / job.channels;
     float& value = at(g, i % job.channels);
-    value = norms[g] == 0 ? 0.0f : __fdiv_rn(value, norms[g]);
+    value = LabelQuery(norms[g] == 0 ? 0.0f : __fdiv_rn(value, norms[g]));
   }
   __syncthreads();
 }

@@ -25,7 +25,8 @@ inline constexpr uint32_t kCutTokens = 128;  // parts end at multiples of these
 // 8 CTAs: a context of 176K tokens. Two CTAs of this size fit into a multiprocessor.
 inline constexpr uint32_t kCachedTokens = 172 * kCutTokens;
 inline constexpr uint32_t kCachedPages = kCachedTokens / kBlockTokens;
-inline constexpr uint32_t kMostQueryValues = 1280;  // of a row: query heads times channels
+inline constexpr uint32_t kMostQueryValues = 1280;  // of a row: query heads times channels, codes
+inline constexpr uint32_t kLineBytes = 128;         // that L2 is asked for at once
 
 struct Item {
   LabelsView labels;
@@ -48,9 +49,12 @@ struct Job {
   uint32_t group;
   uint32_t head_dim;
   uint32_t channels;
+  uint32_t words;         // of a label's codes
+  uint32_t lines;         // of a page's labels of a KV head
   uint32_t rows_at_once;  // that the device has room for, about
   Pooling pooling;
-  uint8_t zeros[7];
+  uint8_t bits;  // of a code
+  uint8_t zeros[6];
 };
 static_assert(std::has_unique_object_representations_v<Job>);
 
@@ -142,7 +146,7 @@ __device__ inline void BringPages(const Job& job, const Part& part, uint32_t fro
     shared.pages[i] = labels;
     if (i >= asked) continue;
 #pragma unroll 1
-    for (uint32_t c = 0; c < job.channels; ++c) BringToL2(labels + c * scoring::kChannelBytes);
+    for (uint32_t line = 0; line < job.lines; ++line) BringToL2(labels + line * kLineBytes);
   }
 }
 

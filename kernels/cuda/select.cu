@@ -1,6 +1,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "kernels/cuda/begin_kernel.cuh"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/select_threshold.cuh"
 #include "kernels/cuda/select_write.cuh"
@@ -45,7 +46,7 @@ __device__ void MarkTile(const Row& row, uint32_t tile, Threshold threshold,
     if (i < kCachedVectors * kVector) {
       if (i < row.vectors * kVector) key = cached[i];
     } else if (token >= row.skip && token < row.end) {
-      key = KeyOf(__ldg(scores + token));
+      key = KeyOf(__ldcg(scores + token));
     }
     const uint32_t above = __ballot_sync(kWholeWarp, key >= threshold.from);
     if (LaneId() == 0) shared.bits.above[word] = above;
@@ -160,6 +161,7 @@ __device__ void SelectRow(const SelectItem* items, uint32_t kv_heads) {
 
 __global__ void SPARSEKV_CLUSTER __launch_bounds__(kClusterThreads, kClusterCtasPerMultiprocessor)
     SelectWithClusters(const SelectItem* items, uint32_t kv_heads) {
+  BeginKernel();
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   SelectRow<Team<kClusterCtas>>(items, kv_heads);
 #endif
@@ -167,6 +169,7 @@ __global__ void SPARSEKV_CLUSTER __launch_bounds__(kClusterThreads, kClusterCtas
 
 __global__ void __launch_bounds__(kLoneThreads, 1)
     SelectWithLoneCtas(const SelectItem* items, uint32_t kv_heads) {
+  BeginKernel();
   SelectRow<Team<1>>(items, kv_heads);
 }
 

@@ -139,7 +139,7 @@ __device__ inline uint4 KeysOf(const Row& row, uint32_t at, uint4 scores) {
 }
 
 __device__ inline uint4 LoadKeys(const Row& row, uint32_t at) {
-  return KeysOf(row, at, __ldg(row.base + at));
+  return KeysOf(row, at, __ldcg(row.base + at));
 }
 
 // Begins to bring the scores that are kept; CountAll waits for them.

@@ -38,8 +38,9 @@ struct LabelsView {
   uint64_t layer_offset;
   uint32_t head_stride;
   uint32_t channels;
+  uint32_t bits;  // of a code; 16: bfloat16
 
-  // bf16 [channels][64]
+  // As LabelLayout says.
   __device__ std::byte* Head(uint32_t kv_head, uint32_t page) const {
     return pages[page] + layer_offset + uint64_t{kv_head} * head_stride;
   }
@@ -47,7 +48,8 @@ struct LabelsView {
 
 inline LabelsView ViewOf(const LabelTable& table) {
   return {table.pages, table.layer * table.layout->layer_stride(),
-          static_cast<uint32_t>(table.layout->head_stride()), table.layout->channels};
+          static_cast<uint32_t>(table.layout->head_stride()), table.layout->channels,
+          CodeBits(table.layout->format)};
 }
 
 struct SlotsView {

@@ -25,7 +25,7 @@ void DeviceFailed(const char* file, int line, const char* what, const char* why)
   _exit(kDeviceErrorExit);
 }
 
-Tape::Tape(bool graphs) : graphs_(graphs) {
+Tape::Tape(bool graphs, bool early) : graphs_(graphs), early_(early) {
   int device = 0;
   CUDA_CHECK(cudaGetDevice(&device));
   CUDA_CHECK(cudaGetDeviceProperties(&properties_, device));
@@ -184,6 +184,7 @@ void Tape::RunDirectly() {
     CUDA_CHECK(cudaEventRecord(Event(kBeginMark), streams_[0]));
     CUDA_CHECK(cudaStreamWaitEvent(streams_[lane], Event(kBeginMark), 0));
   }
+  std::ranges::fill(follows_kernel_, false);
   for (const Op& op : ops_) Issue(op);
   for (uint32_t lane = 1; lane < kLanes; ++lane) {
     if (!Uses(lane)) continue;
@@ -230,36 +231,48 @@ cudaGraphExec_t Tape::Capture() {
 void Tape::Issue(const Op& op) {
   cudaStream_t stream = streams_[op.lane];
   switch (op.kind) {
-    case Op::kKernel: {
-      AllowSharedMemory(op.function, op.shared_bytes);
-      std::array<void*, 32> args;
-      CHECK_LE(op.args, args.size());
-      for (uint32_t i = 0; i < op.args; ++i) {
-        args[i] = args_.data() + arg_offsets_[op.first_arg + i];
-      }
-      CUDA_CHECK(cudaLaunchKernel(op.function, dim3(op.grid[0], op.grid[1], op.grid[2]),
-                                  dim3(op.block[0], op.block[1], op.block[2]), args.data(),
-                                  op.shared_bytes, stream));
-      return;
-    }
+    case Op::kKernel:
+      IssueKernel(op);
+      break;
     case Op::kCopy:
       CUDA_CHECK(cudaMemcpyAsync(const_cast<void*>(op.function), op.from, op.bytes,
                                  cudaMemcpyDefault, stream));
-      return;
+      break;
     case Op::kFill:
       CUDA_CHECK(cudaMemsetAsync(const_cast<void*>(op.function), static_cast<int>(op.other),
                                  op.bytes, stream));
-      return;
+      break;
     case Op::kCall:
       calls_[op.other](stream);
-      return;
+      break;
     case Op::kMark:
       CUDA_CHECK(cudaEventRecord(Event(op.other), stream));
-      return;
+      break;
     case Op::kWait:
       CUDA_CHECK(cudaStreamWaitEvent(stream, Event(op.other), 0));
-      return;
+      break;
   }
+  if (op.kind != Op::kMark) follows_kernel_[op.lane] = op.kind == Op::kKernel;
+}
+
+void Tape::IssueKernel(const Op& op) {
+  AllowSharedMemory(op.function, op.shared_bytes);
+  std::array<void*, 32> args;
+  CHECK_LE(op.args, args.size());
+  for (uint32_t i = 0; i < op.args; ++i) {
+    args[i] = args_.data() + arg_offsets_[op.first_arg + i];
+  }
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(op.grid[0], op.grid[1], op.grid[2]);
+  config.blockDim = dim3(op.block[0], op.block[1], op.block[2]);
+  config.dynamicSmemBytes = op.shared_bytes;
+  config.stream = streams_[op.lane];
+  config.attrs = &early;
+  config.numAttrs = early_ && properties_.major >= 9 && follows_kernel_[op.lane] ? 1 : 0;
+  CUDA_CHECK(cudaLaunchKernelExC(&config, op.function, args.data()));
 }
 
 cudaEvent_t Tape::Event(uint32_t mark) {

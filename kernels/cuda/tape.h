@@ -26,6 +26,10 @@ namespace sparsekv::cuda {
 // graph, found by a hash over all that was noted. So a graph can never run with an old argument:
 // another argument is another shape.
 //
+// Early launch (compute capability 9.0, off with `early` false): where a kernel follows a kernel on
+// its lane and waits for no other, the device may place its CTAs while the one before still runs.
+// They wait in BeginKernel (begin_kernel.cuh), so that no result depends on it.
+//
 // Hence the rule for operations: grids and arguments by value may depend on the model and on the
 // number of items, not on positions. A kernel that has more or less to do reads that from its
 // parameters and strides over a fixed grid.
@@ -38,7 +42,7 @@ class Tape {
   static constexpr size_t kResultBytes = size_t{8} << 20;
   static constexpr size_t kMostGraphs = 256;
 
-  explicit Tape(bool graphs);
+  explicit Tape(bool graphs, bool early = true);
   ~Tape();
   Tape(const Tape&) = delete;
   Tape& operator=(const Tape&) = delete;
@@ -138,11 +142,13 @@ class Tape {
   cudaEvent_t Event(uint32_t mark);
   bool Uses(uint32_t lane) const;
   void Issue(const Op& op);
+  void IssueKernel(const Op& op);
   void AllowSharedMemory(const void* function, uint32_t bytes);
 
-  const bool graphs_;
+  const bool graphs_, early_;
   cudaDeviceProp properties_{};
   cudaStream_t streams_[kLanes]{};
+  bool follows_kernel_[kLanes]{};    // what is issued next, and nothing but a kernel
   std::vector<cudaEvent_t> events_;  // by mark; the first are the lanes' begin and ends
 
   std::function<void()> progress_;

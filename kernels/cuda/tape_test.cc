@@ -146,6 +146,36 @@ TEST_F(TapeTest, GraphsOnEqualsOffInEveryOrder) {
   EXPECT_EQ(without.statistics().graphs_made, 0u);
 }
 
+TEST_F(TapeTest, AKernelIsEarlyOnlyAfterAKernelAlone) {
+  const auto early = [&](Tape& tape, bool between, StepKind kind) {
+    const size_t before = fake::statistics().early_launches;
+    tape.Begin(kind);
+    const std::vector<uint32_t> values = {1, 2};
+    const auto fold = [&](Lane lane) {
+      tape.UseLane(lane);
+      tape.Launch(Fold, dim3(1), dim3(1), 0, tape.Params(values), 2u,
+                  acc_ + static_cast<int>(lane));
+    };
+    fold(Lane::kCompute);  // follows the parameters
+    fold(Lane::kCompute);  // early
+    const uint32_t mark = tape.Mark();
+    fold(Lane::kCompute);  // early: a mark is nothing to wait for
+    fold(Lane::kPredict);  // the lane's first
+    if (between) tape.WaitFor(mark);
+    fold(Lane::kPredict);  // early, unless it waits
+    if (between) tape.Fill(acc_, 0, sizeof(acc_));
+    fold(Lane::kPredict);
+    tape.Finish();
+    return fake::statistics().early_launches - before;
+  };
+  Tape tape(true), off(true, false);
+  for (StepKind kind : {StepKind::kDecode, StepKind::kPrompt}) {
+    EXPECT_EQ(early(tape, false, kind), 4u);
+    EXPECT_EQ(early(tape, true, kind), 2u);
+    EXPECT_EQ(early(off, false, kind), 0u);
+  }
+}
+
 TEST_F(TapeTest, AForgottenEdgeShows) {
   Tape tape(false);
   size_t differ = 0;
@@ -208,7 +238,7 @@ TEST_F(TapeTest, TooManyParametersAbort) {
 
 TEST_F(TapeTest, ADeviceErrorEndsTheProcessWithItsOwnCode) {
   Tape tape(true);
-  for (const char* call : {"cudaMemcpyAsync", "cudaLaunchKernel", "cudaStreamSynchronize",
+  for (const char* call : {"cudaMemcpyAsync", "cudaLaunchKernelExC", "cudaStreamSynchronize",
                            "cudaGraphInstantiate", "cudaMalloc"}) {
     EXPECT_EXIT(
         {

@@ -3,6 +3,7 @@
 
 #include "base/check.h"
 #include "base/limits.h"
+#include "kernels/cuda/begin_kernel.cuh"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/tables.cuh"
 
@@ -81,6 +82,8 @@ __device__ void SumOverBlock(V (&values)[kCount]) {
 template <bool kFours, typename T>
 __global__ void __launch_bounds__(kThreads)
     EmbedKernel(const uint32_t* ids, const T* table, uint32_t width, float* out) {
+  BeginKernel();
+  NextMayBegin();
   const size_t i = 4 * (size_t{blockIdx.y} * kThreads + threadIdx.x);
   if (i >= width) return;
   const float4 value = Load4<kFours>(table + size_t{ids[blockIdx.x]} * width, i, width);
@@ -92,6 +95,8 @@ __global__ void __launch_bounds__(kThreads)
 template <bool kFours, typename W>
 __global__ void __launch_bounds__(kMostWarps* kWarp)
     RmsNormKernel(const float* x, const W* weight, uint32_t width, float epsilon, float* out) {
+  BeginKernel();
+  NextMayBegin();
   x += size_t{blockIdx.x} * width;
   out += size_t{blockIdx.x} * width;
   float squares[1] = {0.0f};
@@ -119,6 +124,7 @@ __device__ float SwiGluOf(float gate, float up) { return gate / (1.0f + expf(-ga
 template <bool kFours>
 __global__ void __launch_bounds__(kThreads)
     SwiGluKernel(float* gate, const float* up, size_t count) {
+  BeginKernel();
   const size_t stride = size_t{4} * kThreads * gridDim.x;
   for (size_t i = 4 * (size_t{blockIdx.x} * kThreads + threadIdx.x); i < count; i += stride) {
     const float4 g = Load4<kFours>(gate, i, count);
@@ -147,6 +153,7 @@ template <bool kFours>
 __global__ void __launch_bounds__(kThreads)
     ExtrapolateKernel(const float* x, const float* previous, const Drift* drifts, uint32_t width,
                       float* out) {
+  BeginKernel();
   const size_t i = 4 * (size_t{blockIdx.y} * kThreads + threadIdx.x);
   if (i >= width) return;
   const size_t row = size_t{blockIdx.x} * width;
@@ -174,6 +181,7 @@ __global__ void __launch_bounds__(kThreads)
     ExpandQueryKernel(const float* compact, const uint16_t* channels, size_t rows,
                       uint32_t kv_heads, uint32_t group, uint32_t head_dim, uint32_t width,
                       float* q) {
+  BeginKernel();
   __shared__ float spread[kThreads / kWarp][kMaxHeadDim];
   const uint32_t lane = threadIdx.x % kWarp;
   const size_t row = size_t{blockIdx.x} * (kThreads / kWarp) + threadIdx.x / kWarp;
@@ -194,6 +202,7 @@ __global__ void __launch_bounds__(kThreads)
 template <bool kFours>
 __global__ void __launch_bounds__(kThreads)
     CosineKernel(const float* a, const float* b, uint32_t width, float* out) {
+  BeginKernel();
   a += size_t{blockIdx.x} * width;
   b += size_t{blockIdx.x} * width;
   double sums[3] = {0, 0, 0};  // a . b, a . a, b . b
@@ -234,6 +243,7 @@ constexpr uint32_t kOverlapThreads = 1024;
 // A block per item and KV head; a thread looks for its values of a in b, which stays in the cache.
 // Bytes: 4 per value of both lists.
 __global__ void __launch_bounds__(kOverlapThreads) OverlapKernel(const OverlapArgs::Item* items) {
+  BeginKernel();
   __shared__ uint32_t total;
   if (threadIdx.x == 0) total = 0;
   __syncthreads();

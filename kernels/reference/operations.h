@@ -18,6 +18,8 @@ void Attend(const AttendArgs& args);
 void Extrapolate(const ExtrapolateArgs& args);
 void ExpandQuery(const ExpandQueryArgs& args);
 void Cosine(const CosineArgs& args);
+void RowMass(const RowMassArgs& args);
+void CountScores(const ScoreHistogramArgs& args);
 void Resolve(const ResolveArgs& args);
 void CopyRows(const CopyRowsArgs& args);
 SampledToken Sample(const SampleArgs& args);

@@ -25,6 +25,8 @@ class ReferenceBackend final : public Backend {
   void Extrapolate(const ExtrapolateArgs& args) override { reference::Extrapolate(args); }
   void ExpandQuery(const ExpandQueryArgs& args) override { reference::ExpandQuery(args); }
   void Cosine(const CosineArgs& args) override { reference::Cosine(args); }
+  void RowMass(const RowMassArgs& args) override { reference::RowMass(args); }
+  void CountScores(const ScoreHistogramArgs& args) override { reference::CountScores(args); }
   void Resolve(const ResolveArgs& args) override { reference::Resolve(args); }
   void CopyRows(const CopyRowsArgs& args) override { reference::CopyRows(args); }
   void Forget(const ForgetArgs& args) override { plain::Forget(args); }

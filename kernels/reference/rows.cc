@@ -1,3 +1,5 @@
+#include <vector>
+
 #include "base/check.h"
 #include "kernels/half.h"
 #include "kernels/reference/operations.h"
@@ -28,12 +30,12 @@ void AppendLabels(const AppendLabelsArgs& args) {
       const uint32_t token = item.span.position + t;
       for (uint32_t h = 0; h < args.kv_heads; ++h) {
         const float* k = args.k + (size_t{item.span.first + t} * args.kv_heads + h) * args.head_dim;
-        std::byte* page = item.labels.Head(h, token / kBlockTokens);
+        std::vector<float> label;
         for (uint32_t c = 0; c < channels; ++c) {
-          const float value = k[args.channels[h * channels + c]];
-          StoreValue(page, c * kBlockTokens + token % kBlockTokens, DType::kBF16,
-                     Rounded(value, args.row_dtype));
+          label.push_back(Rounded(k[args.channels[h * channels + c]], args.row_dtype));
         }
+        StoreLabel(*item.labels.layout, item.labels.Head(h, token / kBlockTokens),
+                   token % kBlockTokens, label);
       }
     }
   }

@@ -6,14 +6,39 @@
 
 #include "base/check.h"
 #include "kernels/half.h"
+#include "kernels/label_query.h"
 #include "kernels/reference/operations.h"
 
 namespace sparsekv::reference {
 namespace {
 
+// As HeadScores, of labels that are codes.
+std::vector<float> CodedHeadScores(const ScoreLabelsArgs::Item& item, uint32_t kv_head,
+                                   const std::vector<float>& query) {
+  const uint32_t bits = CodeBits(item.labels.layout->format), in_word = 32 / bits;
+  const CodedQuery coded = CodeQuery(query);
+  std::vector<float> scores;
+  for (uint32_t t = item.first; t < item.tokens; ++t) {
+    const std::byte* page = item.labels.Head(kv_head, t / kBlockTokens);
+    const uint32_t token = t % kBlockTokens;
+    const auto* words =
+        reinterpret_cast<const uint32_t*>(page + 2 * sizeof(uint16_t) * kBlockTokens);
+    int32_t dot = 0;
+    for (uint32_t c = 0; c < query.size(); ++c) {
+      const uint32_t word = words[c / in_word * kBlockTokens + token];
+      const uint32_t code = word >> (c % in_word * bits) & ((1u << bits) - 1);
+      dot += coded.codes[c] * static_cast<int32_t>(code);
+    }
+    scores.push_back(CodedScore(coded.unit, coded.sum, LoadValue(page, token, DType::kF16),
+                                LoadValue(page, kBlockTokens + token, DType::kF16), dot));
+  }
+  return scores;
+}
+
 // s_h(t) of one query head for every token. `query` holds the head's values on the label channels.
 std::vector<float> HeadScores(const ScoreLabelsArgs::Item& item, uint32_t kv_head,
                               const std::vector<float>& query) {
+  if (item.labels.layout->coded()) return CodedHeadScores(item, kv_head, query);
   std::vector<float> scores;  // from item.first on
   for (uint32_t t = item.first; t < item.tokens; ++t) {
     const std::byte* page = item.labels.Head(kv_head, t / kBlockTokens);
@@ -35,14 +60,14 @@ void Normalise(std::vector<float>& query) {
   for (float& value : query) value = norm == 0 ? 0 : value / norm;
 }
 
-std::vector<float> Softmax(const std::vector<float>& scores, double scale) {
+std::vector<float> Softmax(const std::vector<float>& scores) {
   double highest = -std::numeric_limits<double>::infinity();
-  for (float score : scores) highest = std::max(highest, score * scale);
+  for (float score : scores) highest = std::max(highest, double{score});
   double total = 0;
-  for (float score : scores) total += std::exp(score * scale - highest);
+  for (float score : scores) total += std::exp(score - highest);
   std::vector<float> mass;
   for (float score : scores) {
-    mass.push_back(static_cast<float>(std::exp(score * scale - highest) / total));
+    mass.push_back(static_cast<float>(std::exp(score - highest) / total));
   }
   return mass;
 }
@@ -50,7 +75,6 @@ std::vector<float> Softmax(const std::vector<float>& scores, double scale) {
 }  // namespace
 
 void ScoreLabels(const ScoreLabelsArgs& args) {
-  const double scale = 1.0 / std::sqrt(static_cast<double>(args.head_dim));
   for (const ScoreLabelsArgs::Item& item : args.items) {
     const uint32_t channels = item.labels.layout->channels;
     for (uint32_t kv_head = 0; kv_head < args.kv_heads; ++kv_head) {
@@ -63,8 +87,12 @@ void ScoreLabels(const ScoreLabelsArgs& args) {
           query.push_back(args.q[head * args.head_dim + args.channels[kv_head * channels + c]]);
         }
         if (args.pooling == Pooling::kMaxNormalised) Normalise(query);
+        if (args.pooling == Pooling::kSoftmaxMass) {
+          for (float& value : query) value /= std::sqrt(static_cast<float>(args.head_dim));
+        }
+        for (float& value : query) value = LabelQuery(value);
         std::vector<float> scores = HeadScores(item, kv_head, query);
-        if (args.pooling == Pooling::kSoftmaxMass) scores = Softmax(scores, scale);
+        if (args.pooling == Pooling::kSoftmaxMass) scores = Softmax(scores);
         for (uint32_t t = item.first; t < item.tokens; ++t) {
           const float score = scores[t - item.first];
           if (g == 0) {

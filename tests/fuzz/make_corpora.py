@@ -58,7 +58,7 @@ write("shard_index", "outside", {"weight_map": {"lm_head.weight": "../a.safetens
 PERMUTATION = [3, 1, 0, 2, 7, 6, 5, 4]
 write("channel_config", "ours", {
     "format": "sparsekv-channels", "version": 1, "fingerprint": "0123456789abcdef", "layers": 2,
-    "kv_heads": 2, "head_dim": 8, "channels": 2, "label_format": "bf16", "pooling": "max-normalised",
+    "kv_heads": 2, "head_dim": 8, "channels": 2, "label_format": "int4", "pooling": "max-normalised",
     "criterion": "qk", "text": {"xxh3": "0123456789abcdef", "tokens": 5},
     "order": [[PERMUTATION] * 2] * 2})
 write("channel_config", "published", {

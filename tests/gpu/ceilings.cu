@@ -4,9 +4,10 @@
 //
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -cudart static
 //        -o ceilings tests/gpu/ceilings.cu
-//   ./ceilings [--json FILE] [--gib N]     N: size of the segment, a power of two, default 8
+//   ./ceilings [--json FILE] [--gib N] [--only SECTION]   N: size of the segment, a power of two,
+//   default 8
 //
-// One translation unit with two headers beside it, and nothing else of the project: it can travel
+// One translation unit with three headers beside it, and nothing else of the project: it can travel
 // to a borrowed GPU alone. Figures are medians; GB is 10^9 bytes. A section that fails says so in
 // one line and the next one runs; the exit status is then 1.
 #include <fcntl.h>
@@ -29,6 +30,7 @@
 
 #include "ceilings_graphs.cuh"
 #include "ceilings_measure.cuh"
+#include "ceilings_pages.cuh"
 
 namespace ceilings {
 namespace {
@@ -522,12 +524,14 @@ constexpr Section kSections[] = {
     {"write-back", WriteBack},
     {"ping-pong", PingPong},
     {"unregistration", Unregistration},
+    {"pages under rows", PagesUnderRows},
 };
 
 bool RunAll(Bench& b) {
   bool passed = true;
   const auto start = Clock::now();
   for (const Section& section : kSections) {
+    if (!b.only.empty() && b.only != section.name && section.run != Machine) continue;
     b.report.Begin(section.name);
     const auto from = Clock::now();
     try {
@@ -559,8 +563,12 @@ int main(int argc, char** argv) {
       json = value;
     } else if (flag == "--gib" && gib >= 2 && gib <= 64 && std::has_single_bit(gib)) {
       bench.bytes = gib * ceilings::kGiB;
+    } else if (flag == "--only" && !value.empty()) {
+      bench.only = value;
     } else {
-      fprintf(stderr, "usage: ceilings [--json FILE] [--gib N], N a power of two from 2 to 64\n");
+      fprintf(stderr,
+              "usage: ceilings [--json FILE] [--gib N] [--only SECTION], N a power of two from 2 "
+              "to 64\n");
       return 2;
     }
   }

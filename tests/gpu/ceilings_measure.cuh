@@ -307,7 +307,9 @@ struct Bench {
   int sms = 0;
   bool hopper = false;
   int cpus = 1;
-  size_t bytes = 8 * kGiB;  // of the segment
+  size_t bytes = 8 * kGiB;         // of the segment
+  size_t pages_bytes = 16 * kGiB;  // of every kind of memory whose pages are compared
+  std::string only;                // the one section besides the machine that runs; empty: all
 
   // The segment: shared memory in registered chunks, or what CUDA allocated when it took no memfd.
   std::unique_ptr<Memfd> memfd;

@@ -72,6 +72,8 @@ class HeadPolicy {
     (void)tokens;
     return false;
   }
+  // Before Select, every head of a layer once: for policies whose heads decide together.
+  virtual void Look(const HeadStep& step) { (void)step; }
   // Once per step and token, in order.
   virtual void Select(const HeadStep& step, HeadSelection* selection) = 0;
   // What Select will have read beside rows, with so many tokens present: for budgets in bytes.

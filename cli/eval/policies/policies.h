@@ -4,8 +4,10 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "cli/eval/policies/head_policy.h"
+#include "kernels/label_codes.h"
 #include "kernels/labels.h"
 #include "kernels/select.h"
 
@@ -28,6 +30,7 @@ std::unique_ptr<HeadPolicy> MakeRandom(const HeadShape& shape, AlwaysRows always
 struct DoubleSparsityOptions {
   std::span<const uint16_t> channels;  // that are labels, of this head
   Pooling pooling = Pooling::kMaxNormalised;
+  LabelFormat format = LabelFormat::kBf16;  // of codes: the worker's own labels, whatever `bits` is
   uint32_t bits = 16;  // of a label's number: 16 = bf16; else 2, 4 or 8 with a scale and a zero
   uint32_t query_bits = 16;  // of the query at these channels; 16 = as it is, else as labels
   bool cosine = false;       // labels are divided by their norm
@@ -37,6 +40,12 @@ struct DoubleSparsityOptions {
 };
 std::unique_ptr<HeadPolicy> MakeDoubleSparsity(const HeadShape& shape,
                                                const DoubleSparsityOptions& options);
+
+// Double sparsity whose layers take as many rows as hold `target` of dense attention, up to the
+// budget: the worker's rule (gpu_worker/sequence_recall.h). [layers, kv_heads], by layer.
+std::vector<std::unique_ptr<HeadPolicy>> MakeAdaptive(
+    std::span<const HeadShape> shapes, std::span<const DoubleSparsityOptions> options,
+    double target);
 
 // How far StreamingLLM's first tokens stand from the query.
 enum class SinkDistance : uint8_t {

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <set>
 
+#include "cli/eval/policies/label_store.h"
 #include "cli/eval/policies/policy_spec.h"
 #include "cli/eval/policies/scores.h"
 #include "cli/eval/policies/slow_policies.h"
@@ -112,6 +113,42 @@ TEST(Policies, DoubleSparsityRanksByLabels) {
                                    always.sinks, always.recent))
         << i;
     EXPECT_EQ(got.index_bytes, size_t{2} * r * c.tokens());
+  }
+}
+
+// However many rows an adaptive layer takes: they are the best by labels, and in the mean of the
+// steps they hold what was asked for.
+TEST(Policies, AdaptiveTakesTheBestByLabels) {
+  for (int i = 0; i < kCases / 4; ++i) {
+    Case c(i);
+    const uint32_t r = c.shape.head_dim / 2;
+    std::vector<uint16_t> channels(r);
+    for (uint16_t n = 0; n < r; ++n) channels[n] = 2 * n;
+    const DoubleSparsityOptions options = {.channels = channels};
+    const double target = 0.6 + 0.05 * (i % 6);
+    auto heads = MakeAdaptive({&c.shape, 1}, {&options, 1}, target);
+    heads[0]->Begin(c.Prompt());
+    double held = 0;
+    constexpr int kSteps = 40;
+    for (int step = 0; step < kSteps; ++step) {
+      c.AddKey();
+      const auto q = c.Draw(c.shape.group);
+      heads[0]->Look({.q = q.data(), .keys = &*c.history, .rows = c.tokens()});
+      const HeadSelection got = c.Select(*heads[0], q, c.tokens());
+      Matrix rounded = c.keys;
+      for (Vector& key : rounded) {
+        for (double& x : key) x = FromBf16(ToBf16(static_cast<float>(x)));
+      }
+      const auto count = static_cast<uint32_t>(got.rows.size());
+      ASSERT_GE(count, std::min(c.tokens(), kSinkTokens + kRecentTokens + 1));
+      EXPECT_EQ(got.rows,
+                slow::DoubleSparsity(c.Queries(q), rounded, {channels.begin(), channels.end()},
+                                     count, kSinkTokens, kRecentTokens + 1))
+          << i;
+      const Vector attention = slow::Attention(c.Queries(q), c.keys, slow::All(c.tokens()));
+      for (uint32_t row : got.rows) held += attention[row] / kSteps;
+    }
+    EXPECT_GT(held, target - 0.05) << i;
   }
 }
 
@@ -302,6 +339,44 @@ TEST(Policies, LabelsOfFewBits) {
   EXPECT_NE(exact, rows(2));
 }
 
+// Labels that the config codes are the worker's: its scores, one number after the other, its bytes.
+TEST(Policies, CodedLabelsScoreAsTheWorkers) {
+  SeededRandom random(6, 2);
+  for (LabelFormat format : {LabelFormat::kInt8, LabelFormat::kInt4, LabelFormat::kInt2}) {
+    for (uint32_t channels : {1u, 7u, 16u, 33u, 256u}) {
+      const auto draw = [&] {
+        std::vector<float> values(channels);
+        for (float& x : values) x = static_cast<float>(random.Normal());
+        return values;
+      };
+      LabelStore store(format, channels, 50);
+      for (int t = 0; t < 50; ++t) store.Append(draw());
+      store.Truncate(20);
+      const auto query = draw();
+      const CodedQuery asked = CodeQuery(query);
+      std::vector<float> wanted, scores(50);
+      for (int t = 0; t < 50; ++t) {
+        const auto label = draw();
+        if (t >= 20) store.Append(label);
+        const CodedLabel coded = CodeLabel(format, label);
+        const uint32_t bits = CodeBits(format);
+        int32_t dot = 0;
+        for (uint32_t c = 0; c < channels; ++c) {
+          const uint32_t at = c * bits;
+          dot += asked.codes[c] *
+                 static_cast<int32_t>(coded.words[at / 32] >> at % 32 & ((1u << bits) - 1));
+        }
+        wanted.push_back(
+            CodedScore(asked.unit, asked.sum, FromF16(coded.step), FromF16(coded.least), dot));
+      }
+      store.Score(query, 50, scores.data());
+      EXPECT_EQ(std::vector<float>(scores.begin() + 20, scores.end()),
+                std::vector<float>(wanted.begin() + 20, wanted.end()))
+          << Name(format) << " " << channels;
+    }
+  }
+}
+
 // A query of few bits chooses as if it had come so.
 TEST(Policies, QueriesOfFewBits) {
   Case c(4);
@@ -342,7 +417,7 @@ TEST(PolicySpec, OneErrorForEachBadText) {
            {"quest:page=0", "page \"0\" is not a whole number in 1..4096"},
            {"quest:page=1.5", "page \"1.5\" is not a whole number"},
            {"h2o:recent=2", "recent \"2\" is not a number in 0..1"},
-           {"double-sparsity:bits=3", "bits \"3\" is not one of 16, 8, 4, 2"},
+           {"double-sparsity:bits=3", "bits \"3\" is not one of config, 16, 8, 4, 2"},
            {"double-sparsity:from=", "\"from=\" is not a parameter"},
            {"quest:from=x", "\"from=x\" is not a parameter of quest (page, dense-layers)"},
            {"dense:x=1", "(it has none)"},

@@ -24,7 +24,7 @@ struct Parameter {
 const Parameter kSinks = {"sinks", 4, 0, 1 << 20};
 const Parameter kRecent = {"recent", 65, 0, 1 << 20};
 const Parameter kChannels = {"channels", 0, 0, kMaxHeadDim};
-const Parameter kBits = {"bits", 0, 0, 3, {"16", "8", "4", "2"}};
+const Parameter kBits = {"bits", 0, 0, 4, {"config", "16", "8", "4", "2"}};
 const Parameter kQueryBits = {"query-bits", 0, 0, 3, {"16", "8", "4", "2"}};
 const Parameter kCosine = {"cosine", 0, 0, 1};
 const Parameter kPooling = {
@@ -48,6 +48,8 @@ const std::map<std::string, std::vector<Parameter>>& Known() {
         kSinks,
         kRecent,
         {"correction", 0, 0, 1, {"on", "none"}}}},
+      {"double-sparsity-adaptive",
+       {kChannels, kBits, kQueryBits, kCosine, kPooling, {"target", 0.98, 0, 1, {}, false}}},
       {"streaming-llm", {kSinks, {"positions", 0, 0, 2, {"cache", "lm-infinite", "text"}}}},
       {"window", {{"globals", 0, 0, 1 << 20}, {"dilation", 1, 1, 1 << 20}}},
       {"h2o", {{"recent", 0.5, 0, 1, {}, false}}},
@@ -150,11 +152,43 @@ absl::Status PolicySpec::Check(const HeadShape& shape, const ChannelConfig* chan
     return Bad(text_, absl::StrCat("channels ", Count("channels"), " is more than head_dim ",
                                    shape.head_dim));
   }
+  if (adaptive() && !(Number("target") > 0 && Number("target") < 1)) {
+    return Bad(text_, absl::StrCat("target ", Number("target"), " is not within (0, 1)"));
+  }
   return absl::OkStatus();
 }
 
-std::unique_ptr<HeadPolicy> PolicySpec::Make(const HeadShape& shape, const ChannelConfig* channels,
-                                             uint64_t seed) const {
+std::vector<std::unique_ptr<HeadPolicy>> PolicySpec::Make(std::span<const HeadShape> shapes,
+                                                          const ChannelConfig* channels,
+                                                          uint64_t seed) const {
+  std::vector<std::unique_ptr<HeadPolicy>> heads;
+  if (adaptive()) {
+    std::vector<DoubleSparsityOptions> options;
+    for (const HeadShape& shape : shapes) options.push_back(Labels(shape, *channels));
+    return MakeAdaptive(shapes, options, Number("target"));
+  }
+  for (const HeadShape& shape : shapes) heads.push_back(MakeHead(shape, channels, seed));
+  return heads;
+}
+
+DoubleSparsityOptions PolicySpec::Labels(const HeadShape& shape,
+                                         const ChannelConfig& channels) const {
+  static constexpr uint32_t kBitsOf[] = {16, 8, 4, 2};
+  const uint32_t bits = Count("bits");
+  const size_t head = size_t{shape.layer} * channels.kv_heads + shape.kv_head;
+  const uint32_t pooling = Count("pooling");
+  const uint32_t count = Count("channels") ? Count("channels") : channels.channels;
+  return {.channels = {channels.order.data() + head * channels.head_dim, count},
+          .pooling = pooling ? static_cast<Pooling>(pooling - 1) : channels.pooling,
+          .format = bits ? LabelFormat::kBf16 : channels.label_format,
+          .bits = bits ? kBitsOf[bits - 1] : 16,
+          .query_bits = kBitsOf[Count("query-bits")],
+          .cosine = Count("cosine") == 1};
+}
+
+std::unique_ptr<HeadPolicy> PolicySpec::MakeHead(const HeadShape& shape,
+                                                 const ChannelConfig* channels,
+                                                 uint64_t seed) const {
   const auto always = [&] { return AlwaysRows{Count("sinks"), Count("recent")}; };
   if (name_ == "oracle") return MakeOracle(shape);
   if (name_ == "random") return MakeRandom(shape, always(), seed);
@@ -172,19 +206,11 @@ std::unique_ptr<HeadPolicy> PolicySpec::Make(const HeadShape& shape, const Chann
   if (name_ == "quest") return MakeQuest(shape, {Count("page"), Count("dense-layers")});
   if (name_ == "fastgen") return MakeFastGen(Number("recovery"));
   CHECK(needs_channels());
-  static constexpr uint32_t kBitsOf[] = {16, 8, 4, 2};
-  const uint32_t count = Count("channels") ? Count("channels") : channels->channels;
-  const size_t head = size_t{shape.layer} * channels->kv_heads + shape.kv_head;
-  const uint32_t pooling = Count("pooling");
-  return MakeDoubleSparsity(
-      shape, {.channels = {channels->order.data() + head * channels->head_dim, count},
-              .pooling = pooling ? static_cast<Pooling>(pooling - 1) : channels->pooling,
-              .bits = kBitsOf[Count("bits")],
-              .query_bits = kBitsOf[Count("query-bits")],
-              .cosine = Count("cosine") == 1,
-              .offload = name_ == "double-sparsity-offload",
-              .corrected = !needs_prediction(),
-              .always = always()});
+  DoubleSparsityOptions options = Labels(shape, *channels);
+  options.offload = name_ == "double-sparsity-offload";
+  options.corrected = !needs_prediction();
+  options.always = always();
+  return MakeDoubleSparsity(shape, options);
 }
 
 }  // namespace sparsekv

@@ -3,12 +3,14 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "cli/eval/policies/head_policy.h"
+#include "cli/eval/policies/policies.h"
 #include "gpu_worker/channel_config.h"
 
 namespace sparsekv {
@@ -23,6 +25,7 @@ class PolicySpec {
   const std::string& text() const { return text_; }
   const std::string& name() const { return name_; }
   bool dense() const { return name_ == "dense"; }
+  bool adaptive() const { return name_ == "double-sparsity-adaptive"; }
   bool needs_channels() const;   // of a channel config
   bool needs_attention() const;  // PromptStatistics::attention
   bool needs_last_attention() const;
@@ -33,13 +36,17 @@ class PolicySpec {
 
   // What cannot be seen without the model.
   absl::Status Check(const HeadShape& shape, const ChannelConfig* channels) const;
-  // REQUIRES: not dense; Check is OK. `channels` outlives the policy.
-  std::unique_ptr<HeadPolicy> Make(const HeadShape& shape, const ChannelConfig* channels,
-                                   uint64_t seed) const;
+  // By layer, then KV head, as `shapes`, which are a whole model's.
+  // REQUIRES: not dense; Check is OK. `channels` outlives the policies.
+  std::vector<std::unique_ptr<HeadPolicy>> Make(std::span<const HeadShape> shapes,
+                                                const ChannelConfig* channels, uint64_t seed) const;
 
   static std::vector<std::string> Names();
 
  private:
+  std::unique_ptr<HeadPolicy> MakeHead(const HeadShape& shape, const ChannelConfig* channels,
+                                       uint64_t seed) const;
+  DoubleSparsityOptions Labels(const HeadShape& shape, const ChannelConfig& channels) const;
   double Number(const std::string& key) const { return parameters_.at(key); }
   uint32_t Count(const std::string& key) const {
     return static_cast<uint32_t>(parameters_.at(key));

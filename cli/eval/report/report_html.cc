@@ -4,8 +4,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "cli/plot.h"
 #include "cli/eval/report/report.h"
+#include "cli/plot.h"
 
 namespace sparsekv {
 
@@ -25,10 +25,15 @@ constexpr char kHow[] =
     "<h2>How to read this</h2><dl>"
     "<dt>budget</dt><dd>How many token rows (K and V of one token in one layer and KV head) a "
     "selection may hold: a count, or 1/N of the tokens present. %s</dd>"
-    "<dt>rows, bytes</dt><dd>What was read in each decode step, as a share of what dense attention "
-    "reads: rows; and bytes, which are rows and everything read to choose them (labels, page "
+    "<dt>rows, bytes</dt><dd>Rows of a selection in the mean. What was read in each decode step, "
+    "as "
+    "a share of what dense attention reads: rows; and bytes, which are rows and everything read to "
+    "choose them (labels, page "
     "bounds, part of K). The oracle reads all of K to choose and is not charged for it: it is a "
     "bound, not a method.</dd>"
+    "<dt>recall</dt><dd>The share of dense attention that the selected rows held, mean over steps, "
+    "layers and KV heads, where it was looked at: it costs much and says what a budget leaves "
+    "out.</dd>"
     "<dt>change</dt><dd>Beside dense attention on the same cases; for perplexity in per cent of "
     "it, "
     "for accuracy in points of a hundred.</dd>"
@@ -50,18 +55,21 @@ std::string ScoreText(const TaskSummary& task, double value) {
 std::string Table(const TaskSummary& task) {
   std::string html = absl::StrFormat(
       "<table><tr><th>policy</th><th>budget</th><th>%s</th><th>interval</th><th>change</th>"
-      "<th>interval</th><th>rows</th><th>bytes</th><th>KiB a step</th></tr>\n",
+      "<th>interval</th><th>rows</th><th>of all</th><th>bytes</th><th>KiB a step</th>"
+      "<th>recall</th></tr>\n",
       Perplexity(task) ? "perplexity"
                        : (task.name == "recall" ? "attention captured" : "accuracy"));
   for (const CandidateSummary& c : task.candidates) {
     absl::StrAppendFormat(&html,
                           "<tr%s><td>%s</td><td>%s</td><td>%s</td><td>%s .. %s</td><td>%+.2f</td>"
-                          "<td>%+.2f .. %+.2f</td><td>%s</td><td>%s</td><td>%.1f</td></tr>\n",
+                          "<td>%+.2f .. %+.2f</td><td>%.1f</td><td>%s</td><td>%s</td><td>%.1f</td>"
+                          "<td>%s</td></tr>\n",
                           c.policy == "dense" ? " class='dense'" : "", Escape(c.policy),
                           Escape(c.budget), ScoreText(task, c.value.value),
                           ScoreText(task, c.value.low), ScoreText(task, c.value.high),
                           100 * c.change.value, 100 * c.change.low, 100 * c.change.high,
-                          Percent(c.rows_share), Percent(c.bytes_share), c.bytes_per_step / 1024);
+                          c.mean_rows, Percent(c.rows_share), Percent(c.bytes_share),
+                          c.bytes_per_step / 1024, c.recall ? Percent(*c.recall) : "");
   }
   return html + "</table>\n";
 }

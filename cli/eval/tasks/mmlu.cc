@@ -6,6 +6,7 @@
 #include "cli/commands.h"
 #include "cli/eval/tasks/prompt_parts.h"
 #include "cli/eval/tasks/tasks.h"
+#include "cli/recall/seeded_random.h"
 
 namespace sparsekv {
 
@@ -87,6 +88,7 @@ std::string Ask(const Row& row) {
 
 // One question of one subject, after some that are answered.
 struct Item {
+  std::string place;  // for errors
   std::string told;
   Row row;
 };
@@ -111,9 +113,9 @@ class Mmlu : public Task {
     if (!made.ok()) return made.status();
     const size_t tokens = made->prefix.size() + made->questions[0].ids.size();
     if (tokens < settings_.context) return made;
-    return absl::InvalidArgumentError(absl::StrCat(settings_.file, ": question ", index + 1,
-                                                   " has ", tokens, " tokens, and the context ",
-                                                   settings_.context, " (--shots)"));
+    return absl::InvalidArgumentError(absl::StrCat(item.place, ": has ", tokens,
+                                                   " tokens, and the context ", settings_.context,
+                                                   " (--shots)"));
   }
 
   std::string about() const override {
@@ -128,10 +130,12 @@ class Mmlu : public Task {
 };
 
 constexpr std::string_view kTestEnd = "_test.csv";
+constexpr uint64_t kOrderStream = 1;
 
 absl::StatusOr<std::vector<Item>> ReadSubject(const TaskSettings& settings,
                                               const std::string& subject) {
-  auto test = ReadRows(absl::StrCat(settings.file, "/test/", subject, "_test.csv"));
+  const std::string path = absl::StrCat(settings.file, "/test/", subject, kTestEnd);
+  auto test = ReadRows(path);
   if (!test.ok()) return test.status();
   std::vector<Row> dev;
   if (settings.shots) {
@@ -147,7 +151,9 @@ absl::StatusOr<std::vector<Item>> ReadSubject(const TaskSettings& settings,
                     "\n\n");
   }
   std::vector<Item> items;
-  for (const Row& row : *test) items.push_back({told, row});
+  for (size_t i = 0; i < test->size(); ++i) {
+    items.push_back({absl::StrCat(path, ": row ", i + 1), told, (*test)[i]});
+  }
   return items;
 }
 
@@ -171,13 +177,9 @@ absl::StatusOr<std::unique_ptr<Task>> MakeMmlu(const std::string&, const TaskSet
     if (!read.ok()) return read.status();
     items.insert(items.end(), read->begin(), read->end());
   }
-  if (settings.cases && items.size() > settings.cases) {  // evenly over the subjects
-    std::vector<Item> some;
-    for (uint32_t i = 0; i < settings.cases; ++i) {
-      some.push_back(items[size_t{i} * items.size() / settings.cases]);
-    }
-    items = std::move(some);
-  }
+  // Some are the first of one order of all, so that a question's index is the same among more.
+  SeededRandom(settings.seed, kOrderStream).Shuffle(items);
+  if (settings.cases && items.size() > settings.cases) items.resize(settings.cases);
   std::vector<uint32_t> choices;
   for (const char* letter : {" A", " B", " C", " D"}) {
     auto ids = settings.tokenizer->Encode(letter, Tokenizer::Bos::kNone);

@@ -1,6 +1,10 @@
 // Generated cases: they fit, they fill, they hold their answers, and a seed gives them again.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
 #include <set>
 
 #include "cli/eval/tasks/prompt_parts.h"
@@ -80,6 +84,43 @@ TEST_F(TasksTest, QuestionsAreTokenisedWithWhatIsTold) {
     ids.insert(ids.end(), made->questions[i].ids.begin(), made->questions[i].ids.end());
     EXPECT_EQ(ids, *tokenizer_->Encode(text.told + text.asked[i].text));
   }
+}
+
+// What a state keeps of a case by its index is of the same question in a wider sweep.
+TEST_F(TasksTest, MoreQuestionsOfMmluBeginWithTheSame) {
+  const auto dir = std::filesystem::temp_directory_path() /
+                   ("sparsekv_mmlu_" + std::to_string(static_cast<unsigned>(::getpid())));
+  std::filesystem::create_directories(dir / "test");
+  for (const char* subject : {"law", "botany", "moral_disputes"}) {
+    std::ofstream csv(dir / "test" / (std::string(subject) + "_test.csv"));
+    for (int i = 0; i < 20; ++i) csv << subject << " question " << i << ",a,b,c,d,B\n";
+  }
+  settings_.file = dir.string();
+  settings_.shots = 0;
+  const auto questions = [&](uint32_t cases) {
+    settings_.cases = cases;
+    auto task = MakeTask("mmlu", settings_);
+    EXPECT_TRUE(task.ok()) << task.status();
+    std::vector<std::string> asked;
+    for (uint32_t i = 0; i < (*task)->cases(); ++i) {
+      asked.push_back(Text((*task)->Make(i)->questions[0].ids));
+    }
+    return asked;
+  };
+  const auto all = questions(0);
+  ASSERT_EQ(all.size(), 60u);
+  EXPECT_EQ(std::set<std::string>(all.begin(), all.end()).size(), 60u);
+  for (uint32_t cases : {1u, 7u, 25u, 59u, 60u, 100u}) {
+    const size_t some = std::min<size_t>(cases, all.size());
+    const auto end = all.begin() + static_cast<std::ptrdiff_t>(some);
+    EXPECT_EQ(questions(cases), std::vector<std::string>(all.begin(), end)) << cases;
+  }
+  const auto some = questions(25);  // of every subject
+  for (const char* subject : {"law", "botany", "moral"}) {
+    const auto of = [&](const std::string& q) { return q.find(subject) != std::string::npos; };
+    EXPECT_GE(std::ranges::count_if(some, of), 3) << subject;
+  }
+  std::filesystem::remove_all(dir);
 }
 
 }  // namespace
