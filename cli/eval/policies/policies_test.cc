@@ -381,7 +381,6 @@ TEST(Policies, CodedLabelsScoreAsTheWorkers) {
 TEST(Policies, QueriesOfFewBits) {
   Case c(4);
   const std::vector<uint16_t> channels = {1, 3, 4, 6};
-  const auto q = c.Draw(c.shape.group);
   const auto rows = [&](const std::vector<float>& query, uint32_t bits) {
     auto policy = MakeDoubleSparsity(
         c.shape,
@@ -389,21 +388,26 @@ TEST(Policies, QueriesOfFewBits) {
     policy->Begin(c.Prompt());
     return c.Select(*policy, query, 10).rows;
   };
-  std::vector<float> rounded = q;
-  for (uint32_t h = 0; h < c.shape.group; ++h) {
-    float* head = rounded.data() + size_t{h} * c.shape.head_dim;
-    float low = head[1], high = head[1];
-    for (uint16_t channel : channels) {
-      low = std::min(low, head[channel]);
-      high = std::max(high, head[channel]);
+  int changed = 0;
+  for (int draw = 0; draw < 30; ++draw) {
+    const auto q = c.Draw(c.shape.group);
+    std::vector<float> rounded = q;
+    for (uint32_t h = 0; h < c.shape.group; ++h) {
+      float* head = rounded.data() + size_t{h} * c.shape.head_dim;
+      float low = head[1], high = head[1];
+      for (uint16_t channel : channels) {
+        low = std::min(low, head[channel]);
+        high = std::max(high, head[channel]);
+      }
+      const float step = Rounded((high - low) / 3, DType::kF16), zero = Rounded(low, DType::kF16);
+      for (uint16_t channel : channels) {
+        head[channel] = std::round((head[channel] - zero) / step) * step + zero;
+      }
     }
-    const float step = (high - low) / 3;
-    for (uint16_t channel : channels) {
-      head[channel] = low + std::round((head[channel] - low) / step) * step;
-    }
+    EXPECT_EQ(rows(q, 2), rows(rounded, 16));
+    changed += rows(q, 2) != rows(q, 16);
   }
-  EXPECT_EQ(rows(q, 2), rows(rounded, 16));
-  EXPECT_NE(rows(q, 2), rows(q, 16));
+  EXPECT_GT(changed, 0);
 }
 
 TEST(PolicySpec, OneErrorForEachBadText) {
