@@ -197,13 +197,10 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   delete event;
   return cudaSuccess;
 }
+// An event is where the stream's last work ends, and nothing of its own that others would wait for.
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  const size_t before = stream->last;
-  const bool waits = !stream->waits.empty();
-  Enqueue(stream, [] {});
+  if (stream->last == kNothing || !stream->waits.empty()) Enqueue(stream, [] {});
   event->at = stream->last;
-  if (before != kNothing && !waits)
-    stream->last = before;  // what follows does not wait for the event
   return cudaSuccess;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
