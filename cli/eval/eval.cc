@@ -133,6 +133,7 @@ nlohmann::ordered_json ToJson(const ChannelConfig& c) {
   return {{"criterion", c.criterion},
           {"count", c.channels},
           {"pooling", Name(c.pooling)},
+          {"label_format", Name(c.label_format)},
           {"xxh3", HexId(XXH3_64bits(c.order.data(), c.order.size() * sizeof(c.order[0])))}};
 }
 

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "absl/strings/str_cat.h"
 #include "cli/local_memory.h"
 #include "cli/recall/seeded_random.h"
 #include "gpu_worker/random_checkpoint.h"
@@ -30,9 +31,20 @@ std::vector<Candidate> Everybody(RowBudget budget) {
   return all;
 }
 
-class SessionTest : public testing::TestWithParam<DType> {
+struct Stored {
+  DType rows;
+  LabelFormat labels;
+  uint32_t channels;
+};
+
+class SessionTest : public testing::TestWithParam<Stored> {
  protected:
-  SessionTest() : checkpoint_({.layers = 3, .dtype = GetParam()}, 5) {
+  SessionTest()
+      : checkpoint_({.layers = 3,
+                     .channels = GetParam().channels,
+                     .label_format = GetParam().labels,
+                     .dtype = GetParam().rows},
+                    5) {
     SeededRandom random(1, 2);
     for (uint32_t i = 0; i < kTokens; ++i) ids_.push_back(static_cast<uint32_t>(random.Below(160)));
   }
@@ -119,6 +131,20 @@ TEST_P(SessionTest, AdaptiveBudgetsAreTheWorkersOwn) {
   }
 }
 
+// Bits that are asked for are no codes of the worker's.
+TEST_P(SessionTest, BitsLeaveTheConfigsFormat) {
+  const Candidate candidate = Make("double-sparsity");
+  auto session = Open({candidate});
+  const auto own = Run(*session, candidate);
+  EXPECT_EQ(Run(*session, Make("double-sparsity:bits=config")), own);
+  const auto plain = Run(*session, Make("double-sparsity:bits=16"));
+  if (GetParam().labels == LabelFormat::kBf16) {
+    EXPECT_EQ(plain, own);
+  } else {
+    EXPECT_NE(plain, own);
+  }
+}
+
 // P1 of the design: with a budget of all there is, every policy is dense attention.
 TEST_P(SessionTest, AFullBudgetIsDense) {
   const auto all = Everybody({.rows = kTokens});
@@ -154,7 +180,8 @@ TEST_P(SessionTest, CandidatesDoNotSeeEachOther) {
 
 TEST_P(SessionTest, CostsAreCounted) {
   auto session = Open({Make("double-sparsity"), Make("quest")});
-  const uint64_t heads = 3 * 2, row = 2 * 16 * SizeOf(GetParam());
+  const uint64_t heads = 3 * 2, row = 2 * 16 * SizeOf(GetParam().rows);
+  const uint64_t label = LabelBytes(GetParam().labels, GetParam().channels);
   uint64_t tokens = 0;
   for (uint32_t n = kPrefix + 1; n <= kTokens; ++n) tokens += n;
   Run(*session, Make("dense", {}));
@@ -162,8 +189,7 @@ TEST_P(SessionTest, CostsAreCounted) {
   Run(*session, Make("double-sparsity"));
   EXPECT_EQ(session->cost().steps, kSteps);
   EXPECT_EQ(session->cost().rows, heads * kSteps * kBudget.rows);
-  EXPECT_EQ(session->cost().bytes,
-            heads * (kSteps * kBudget.rows * row + tokens * 4 * sizeof(uint16_t)));
+  EXPECT_EQ(session->cost().bytes, heads * (kSteps * kBudget.rows * row + tokens * label));
   EXPECT_EQ(session->cost().dense_bytes, heads * tokens * row);
 }
 
@@ -204,8 +230,16 @@ TEST_P(SessionTest, ProbesSeeDenseSteps) {
   EXPECT_EQ(logits, Run(*session, Make("dense", {})));
 }
 
-INSTANTIATE_TEST_SUITE_P(RowTypes, SessionTest, testing::Values(DType::kF32, DType::kBF16),
-                         [](const auto& type) { return std::string(Name(type.param)); });
+INSTANTIATE_TEST_SUITE_P(RowAndLabelTypes, SessionTest,
+                         testing::Values(Stored{DType::kF32, LabelFormat::kBf16, 4},
+                                         Stored{DType::kBF16, LabelFormat::kBf16, 4},
+                                         Stored{DType::kF32, LabelFormat::kInt4, 10},
+                                         Stored{DType::kBF16, LabelFormat::kInt8, 10},
+                                         Stored{DType::kBF16, LabelFormat::kInt2, 10}),
+                         [](const auto& stored) {
+                           return absl::StrCat(Name(stored.param.rows), "_",
+                                               Name(stored.param.labels));
+                         });
 
 // Rows that are moved: against attention with keys rotated to where they stand, in doubles.
 TEST(SelectionAttender, MovesKeysToTheirDistances) {

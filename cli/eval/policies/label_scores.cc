@@ -33,6 +33,7 @@ void StoreLabel(std::vector<float>& label, const DoubleSparsityOptions& options)
       for (float& x : label) x /= std::sqrt(squares);
     }
   }
+  if (options.format != LabelFormat::kBf16) return;  // coded where it is kept
   if (options.bits == 16) {
     for (float& x : label) x = FromBf16(ToBf16(x));
     return;
@@ -45,9 +46,7 @@ void StoreLabel(std::vector<float>& label, const DoubleSparsityOptions& options)
 LabelScores::LabelScores(const HeadShape& shape, const DoubleSparsityOptions& options)
     : shape_(shape),
       options_(options),
-      channels_(options.channels.begin(), options.channels.end()) {
-  for (uint16_t i = 0; i < channels_.size(); ++i) label_channels_.push_back(i);
-}
+      channels_(options.channels.begin(), options.channels.end()) {}
 
 void LabelScores::Begin(const KeyHistory& keys) {
   labels_.reset();
@@ -59,19 +58,22 @@ void LabelScores::Truncate(uint32_t tokens) {
 }
 
 size_t LabelScores::Bytes(uint32_t tokens) const {
+  if (options_.format != LabelFormat::kBf16) {
+    return tokens * LabelBytes(options_.format, static_cast<uint32_t>(channels_.size()));
+  }
   const size_t extra = options_.bits == 16 ? 0 : kScaleAndZeroBytes;
   return tokens * (channels_.size() * options_.bits / 8 + extra);
 }
 
 void LabelScores::Add(const KeyHistory& keys) {
   if (!labels_ || labels_->tokens() > keys.tokens()) {
-    labels_.emplace(static_cast<uint32_t>(channels_.size()), keys.capacity());
+    labels_.emplace(options_.format, static_cast<uint32_t>(channels_.size()), keys.capacity());
   }
   std::vector<float> label(channels_.size());
   for (uint32_t t = labels_->tokens(); t < keys.tokens(); ++t) {
     for (size_t i = 0; i < channels_.size(); ++i) label[i] = keys.At(t, channels_[i]);
     StoreLabel(label, options_);
-    labels_->Append(label.data());
+    labels_->Append(label);
   }
 }
 
@@ -97,7 +99,7 @@ std::span<const float> LabelScores::Score(const float* q, uint32_t tokens) {
       for (float& x : query) x /= std::sqrt(static_cast<float>(shape_.head_dim));
     }
     for (float& x : query) x = LabelQuery(x);
-    ScoreKeys(query.data(), *labels_, tokens, label_channels_, one.data());
+    labels_->Score(query, tokens, one.data());
     if (options_.pooling == Pooling::kSoftmaxMass) Softmax(one, 1.0f);
     for (uint32_t t = 0; t < tokens; ++t) {
       const bool max = options_.pooling == Pooling::kMaxNormalised;

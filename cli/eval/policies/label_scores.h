@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "cli/eval/policies/label_store.h"
 #include "cli/eval/policies/policies.h"
 
 namespace sparsekv {
@@ -35,8 +36,7 @@ class LabelScores {
   const HeadShape shape_;
   const DoubleSparsityOptions options_;
   const std::vector<uint16_t> channels_;
-  std::vector<uint16_t> label_channels_;  // 0, 1, ...: all of a label
-  std::optional<KeyHistory> labels_;
+  std::optional<LabelStore> labels_;
   std::vector<float> scores_;
 };
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cli/eval/policies/head_policy.h"
+#include "kernels/label_codes.h"
 #include "kernels/labels.h"
 #include "kernels/select.h"
 
@@ -29,6 +30,7 @@ std::unique_ptr<HeadPolicy> MakeRandom(const HeadShape& shape, AlwaysRows always
 struct DoubleSparsityOptions {
   std::span<const uint16_t> channels;  // that are labels, of this head
   Pooling pooling = Pooling::kMaxNormalised;
+  LabelFormat format = LabelFormat::kBf16;  // of codes: the worker's own labels, whatever `bits` is
   uint32_t bits = 16;  // of a label's number: 16 = bf16; else 2, 4 or 8 with a scale and a zero
   uint32_t query_bits = 16;  // of the query at these channels; 16 = as it is, else as labels
   bool cosine = false;       // labels are divided by their norm

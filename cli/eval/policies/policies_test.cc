@@ -6,6 +6,7 @@
 #include <cmath>
 #include <set>
 
+#include "cli/eval/policies/label_store.h"
 #include "cli/eval/policies/policy_spec.h"
 #include "cli/eval/policies/scores.h"
 #include "cli/eval/policies/slow_policies.h"
@@ -338,6 +339,44 @@ TEST(Policies, LabelsOfFewBits) {
   EXPECT_NE(exact, rows(2));
 }
 
+// Labels that the config codes are the worker's: its scores, one number after the other, its bytes.
+TEST(Policies, CodedLabelsScoreAsTheWorkers) {
+  SeededRandom random(6, 2);
+  for (LabelFormat format : {LabelFormat::kInt8, LabelFormat::kInt4, LabelFormat::kInt2}) {
+    for (uint32_t channels : {1u, 7u, 16u, 33u, 256u}) {
+      const auto draw = [&] {
+        std::vector<float> values(channels);
+        for (float& x : values) x = static_cast<float>(random.Normal());
+        return values;
+      };
+      LabelStore store(format, channels, 50);
+      for (int t = 0; t < 50; ++t) store.Append(draw());
+      store.Truncate(20);
+      const auto query = draw();
+      const CodedQuery asked = CodeQuery(query);
+      std::vector<float> wanted, scores(50);
+      for (int t = 0; t < 50; ++t) {
+        const auto label = draw();
+        if (t >= 20) store.Append(label);
+        const CodedLabel coded = CodeLabel(format, label);
+        const uint32_t bits = CodeBits(format);
+        int32_t dot = 0;
+        for (uint32_t c = 0; c < channels; ++c) {
+          const uint32_t at = c * bits;
+          dot += asked.codes[c] *
+                 static_cast<int32_t>(coded.words[at / 32] >> at % 32 & ((1u << bits) - 1));
+        }
+        wanted.push_back(
+            CodedScore(asked.unit, asked.sum, FromF16(coded.step), FromF16(coded.least), dot));
+      }
+      store.Score(query, 50, scores.data());
+      EXPECT_EQ(std::vector<float>(scores.begin() + 20, scores.end()),
+                std::vector<float>(wanted.begin() + 20, wanted.end()))
+          << Name(format) << " " << channels;
+    }
+  }
+}
+
 // A query of few bits chooses as if it had come so.
 TEST(Policies, QueriesOfFewBits) {
   Case c(4);
@@ -374,7 +413,7 @@ TEST(PolicySpec, OneErrorForEachBadText) {
            {"quest:page=0", "page \"0\" is not a whole number in 1..4096"},
            {"quest:page=1.5", "page \"1.5\" is not a whole number"},
            {"h2o:recent=2", "recent \"2\" is not a number in 0..1"},
-           {"double-sparsity:bits=3", "bits \"3\" is not one of 16, 8, 4, 2"},
+           {"double-sparsity:bits=3", "bits \"3\" is not one of config, 16, 8, 4, 2"},
            {"double-sparsity:from=", "\"from=\" is not a parameter"},
            {"quest:from=x", "\"from=x\" is not a parameter of quest (page, dense-layers)"},
            {"dense:x=1", "(it has none)"},

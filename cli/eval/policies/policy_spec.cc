@@ -24,7 +24,7 @@ struct Parameter {
 const Parameter kSinks = {"sinks", 4, 0, 1 << 20};
 const Parameter kRecent = {"recent", 65, 0, 1 << 20};
 const Parameter kChannels = {"channels", 0, 0, kMaxHeadDim};
-const Parameter kBits = {"bits", 0, 0, 3, {"16", "8", "4", "2"}};
+const Parameter kBits = {"bits", 0, 0, 4, {"config", "16", "8", "4", "2"}};
 const Parameter kQueryBits = {"query-bits", 0, 0, 3, {"16", "8", "4", "2"}};
 const Parameter kCosine = {"cosine", 0, 0, 1};
 const Parameter kPooling = {
@@ -174,12 +174,14 @@ std::vector<std::unique_ptr<HeadPolicy>> PolicySpec::Make(std::span<const HeadSh
 DoubleSparsityOptions PolicySpec::Labels(const HeadShape& shape,
                                          const ChannelConfig& channels) const {
   static constexpr uint32_t kBitsOf[] = {16, 8, 4, 2};
+  const uint32_t bits = Count("bits");
   const size_t head = size_t{shape.layer} * channels.kv_heads + shape.kv_head;
   const uint32_t pooling = Count("pooling");
   const uint32_t count = Count("channels") ? Count("channels") : channels.channels;
   return {.channels = {channels.order.data() + head * channels.head_dim, count},
           .pooling = pooling ? static_cast<Pooling>(pooling - 1) : channels.pooling,
-          .bits = kBitsOf[Count("bits")],
+          .format = bits ? LabelFormat::kBf16 : channels.label_format,
+          .bits = bits ? kBitsOf[bits - 1] : 16,
           .query_bits = kBitsOf[Count("query-bits")],
           .cosine = Count("cosine") == 1};
 }
