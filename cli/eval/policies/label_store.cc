@@ -32,13 +32,13 @@ void LabelStore::Truncate(uint32_t tokens) {
 
 void LabelStore::Score(std::span<const float> query, uint32_t tokens, float* scores) const {
   if (!coded()) return ScoreKeys(query.data(), values_, tokens, scores);
-  const CodedQuery coded = CodeQuery(query);
-  const std::vector<float> codes(coded.codes, coded.codes + query.size());
+  const CodedQuery asked = CodeQuery(query);
+  const std::vector<float> codes(asked.codes, asked.codes + query.size());
   // Sums of products of codes are whole numbers below 2^24: exact in float32.
   ScoreKeys(codes.data(), values_, tokens, scores);
   for (uint32_t t = 0; t < tokens; ++t) {
     scores[t] =
-        CodedScore(coded.unit, coded.sum, steps_[t], leasts_[t], static_cast<int32_t>(scores[t]));
+        CodedScore(asked.unit, asked.sum, steps_[t], leasts_[t], static_cast<int32_t>(scores[t]));
   }
 }
 
