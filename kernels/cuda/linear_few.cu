@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <cstring>
 
 #include "base/check.h"
 #include "kernels/cuda/begin_kernel.cuh"
@@ -157,16 +158,19 @@ __device__ inline void MultiplyChunk(const Work& work, uint32_t chunk, const Wei
 #pragma unroll
   for (int tile = 0; tile < kTokenTiles; ++tile) {
     const uint32_t token = tile * kTileTokens + group;
-    Inputs x{};
+    // Nothing but loads depends on what is there, so that those of all chunks can go first.
+    float4 values[2] = {};
     if (token < work.tokens && at < work.inputs) {
-      const float* from = work.x + uint64_t{token} * work.inputs + at;
-      if constexpr (kSplit) {
-        *reinterpret_cast<uint4*>(x.high) = reinterpret_cast<const uint4*>(from)[0];
-        *reinterpret_cast<uint4*>(x.low) = reinterpret_cast<const uint4*>(from)[1];
-      } else {
-        const auto* values = reinterpret_cast<const float4*>(from);
-        x = Inputs::Of<T>(values[0], values[1]);
-      }
+      const auto* from =
+          reinterpret_cast<const float4*>(work.x + uint64_t{token} * work.inputs + at);
+      values[0] = from[0];
+      values[1] = from[1];
+    }
+    Inputs x;
+    if constexpr (kSplit) {
+      memcpy(&x, values, sizeof(x));
+    } else {
+      x = Inputs::Of<T>(values[0], values[1]);
     }
 #pragma unroll
     for (uint32_t rows = 0; rows < kRowTiles; ++rows) {
