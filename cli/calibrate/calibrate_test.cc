@@ -11,6 +11,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <string_view>
 
 #include "cli/calibrate/calibration_report.h"
 #include "cli/recall/recall.h"
@@ -94,20 +95,20 @@ TEST(Calibrate, LoudChannelsThatSayNothingAreLeft) {
   options.model.loud_channels = 4;
   ASSERT_TRUE(MakeRecall(options).ok());
   const ChannelConfig built = RecallChannels(options.model);
-  const auto chosen = [&](const char* criterion, uint32_t head) {
+  for (const char* criterion : {"qk-lift", "published-qk", "qk"}) {
     CalibrateOptions o = OnRecall(scratch.path);
     o.criterion = *ParseCriterion(criterion);
     const auto found = Calibrate(o);
-    EXPECT_TRUE(found.ok()) << found.status();
-    const uint16_t* channels = found->channels.Layer(1) + head * 4;
-    return std::set<uint16_t>(channels, channels + 4);
-  };
-  for (uint32_t head = 0; head < 2; ++head) {
-    const uint16_t* heavy = built.Layer(1) + head * 4;
-    const auto loud = RecallLoudChannels(options.model, head);
-    EXPECT_EQ(chosen("qk-lift", head), std::set<uint16_t>(heavy, heavy + 4));
-    EXPECT_EQ(chosen("published-qk", head), std::set<uint16_t>(loud.begin(), loud.end()));
-    EXPECT_EQ(chosen("qk", head), std::set<uint16_t>(loud.begin(), loud.end()));
+    ASSERT_TRUE(found.ok()) << found.status();
+    for (uint32_t head = 0; head < 2; ++head) {
+      const uint16_t* heavy = built.Layer(1) + head * 4;
+      const auto loud = RecallLoudChannels(options.model, head);
+      const bool by_attention = std::string_view(criterion) == "qk-lift";
+      const std::set<uint16_t> wanted = by_attention ? std::set<uint16_t>(heavy, heavy + 4)
+                                                     : std::set<uint16_t>(loud.begin(), loud.end());
+      const uint16_t* chosen = found->channels.Layer(1) + head * 4;
+      EXPECT_EQ(std::set<uint16_t>(chosen, chosen + 4), wanted) << criterion << " " << head;
+    }
   }
 
   CalibrateOptions o = OnRecall(scratch.path);
