@@ -171,9 +171,9 @@ TEST(Safetensors, RefusesWhatIsNotJson) {
 // Whatever a header says, what is said of it is one line.
 TEST(Safetensors, NamesWithControlCharacters) {
   EXPECT_EQ(HeaderError(R"({"a\n\u007fb":{"d\ttype":"F32"}})", 0),
-            R"(tensor "a??b": unknown key "d?type")");
+            R"(: tensor "a??b": unknown key "d?type")");
   EXPECT_EQ(HeaderError(R"({"a\nb":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 0),
-            R"(tensor "a?b": data_offsets reach past the end of the file)");
+            R"(: tensor "a?b": data_offsets reach past the end of the file)");
 }
 
 TEST(Safetensors, RefusesDepthWithoutUsingTheStack) {
