@@ -134,7 +134,7 @@ constexpr uint64_t kOrderStream = 1;
 
 absl::StatusOr<std::vector<Item>> ReadSubject(const TaskSettings& settings,
                                               const std::string& subject) {
-  const std::string path = absl::StrCat(settings.file, "/test/", subject, kTestEnd);
+  const std::string path = absl::StrCat(settings.file, "/test/", subject, std::string(kTestEnd));
   auto test = ReadRows(path);
   if (!test.ok()) return test.status();
   std::vector<Row> dev;
