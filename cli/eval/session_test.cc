@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
+#include "base/concat.h"
 #include "cli/local_memory.h"
 #include "cli/recall/seeded_random.h"
 #include "gpu_worker/random_checkpoint.h"
@@ -237,8 +238,7 @@ INSTANTIATE_TEST_SUITE_P(RowAndLabelTypes, SessionTest,
                                          Stored{DType::kBF16, LabelFormat::kInt8, 10},
                                          Stored{DType::kBF16, LabelFormat::kInt2, 10}),
                          [](const auto& stored) {
-                           return absl::StrCat(Name(stored.param.rows), "_",
-                                               Name(stored.param.labels));
+                           return Concat(Name(stored.param.rows), "_", Name(stored.param.labels));
                          });
 
 // Rows that are moved: against attention with keys rotated to where they stand, in doubles.
