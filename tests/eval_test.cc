@@ -330,8 +330,8 @@ TEST_F(BadEvalTest, ConfigsAndStates) {
       RunBinary("sparsekv", With({"eval", "--model", kDemo}, With(small, {"--state", state}))).code,
       0);
   Expect(With(small, {"--state", state, "--seed", "2"}), "/state: is of another sweep, its seed");
-  Write(state, Read(state) + "{\"task\": \"lines\"}\n");
-  Expect(With(small, {"--state", state}), "/state:3: is no finished case");
+  Write(state, Read(state) + "{\"task\": \"lines\"}\n");  // behind the head and two candidates
+  Expect(With(small, {"--state", state}), "/state:4: is no finished case");
 }
 
 }  // namespace
