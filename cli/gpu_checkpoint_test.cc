@@ -29,7 +29,7 @@ struct Way {
   std::string name;
   RowMode rows;
   RowPlacement placement = RowPlacement::kOffload;
-  bool graphs = true;
+  bool graphs = true, early_launch = true;
 };
 
 std::vector<Way> Ways(uint32_t budget) {
@@ -45,6 +45,9 @@ std::vector<Way> Ways(uint32_t budget) {
                       .rows = {.in_place = false, .hot_rows = hot, .predict = predict}});
     }
   }
+  ways.push_back({.name = "hot rows, predicted, no early launch",
+                  .rows = {.in_place = false, .hot_rows = 2 * budget, .predict = true},
+                  .early_launch = false});
   ways.push_back({.name = "hot rows, predicted, no graphs",
                   .rows = {.in_place = false, .hot_rows = 2 * budget, .predict = true},
                   .graphs = false});
@@ -73,6 +76,7 @@ Outcome Generate(const ModelFiles& files, const Way& way,
                                           .chunk_tokens = 2048,
                                           .backend = BackendKind::kCuda,
                                           .graphs = way.graphs,
+                                          .early_launch = way.early_launch,
                                           .rows = way.rows,
                                           .placement = way.placement,
                                           .selection = budget});

@@ -114,7 +114,7 @@ Metrics::Metrics(uint32_t workers)
       link_busy_seconds(Counter(registry_, "link_busy_seconds_total",
                                 "Time in which a link between host and device carried rows")),
       recall_samples(Counter(registry_, "attention_recall_samples_total",
-                             "Layers of a step compared with dense attention")),
+                             "Times a layer was compared with dense attention")),
       recall_fallbacks(Counter(registry_, "recall_fallbacks_total",
                                "Layers that missed a recall target and attend everything")),
       host_kv_bytes_used(Gauge(registry_, "host_kv_bytes", kHostHelp, {{"state", "used"}})),
@@ -131,7 +131,7 @@ Metrics::Metrics(uint32_t workers)
                                       "Of the selected rows that were not hot, the share that a "
                                       "prediction had brought, last measured")),
       attention_recall_(GaugeFamily(registry_, "attention_recall_ratio",
-                                    "Dense attention on the selected rows, last sampled")),
+                                    "Share of dense attention selected, last sampled")),
       prefetch_percent_(GaugeFamily(registry_, "prefetch_percent",
                                     "How many rows a layer's prediction takes, in percent of the "
                                     "budget; 0 = not predicted")),

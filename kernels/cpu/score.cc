@@ -28,31 +28,11 @@ constexpr size_t kWordVectors = kManyRegisters ? 2 : 1;
 constexpr size_t kStrip = 2 * kWordVectors;  // vectors of scores
 constexpr size_t kStripTokens = kStrip * kLanes;
 static_assert(kBlockTokens % kStripTokens == 0);
-// Pages that are fetched side by side, while as many before them are scored: pages lie apart, and
-// memory serves lines of several at once faster than one page after the other.
-constexpr uint32_t kFetchPages = 8;
-static_assert(kTaskPages % kFetchPages == 0);
 
 // v[2 i] and v[2 i + 1]: the even and the odd ones of the i-th 2 * kLanes tokens.
 struct Strip {
   VF v[kStrip];
 };
-
-// The share of (page, kv_head) in fetching the kFetchPages pages after its own.
-HWY_INLINE void FetchAhead(const ScoreJob& job, uint32_t page, uint32_t kv_head) {
-  constexpr size_t kLine = 64;
-  const LabelTable& labels = job.item->labels;
-  const uint32_t first = (page / kFetchPages + 1) * kFetchPages;
-  const uint32_t end = HWY_MIN(first + kFetchPages, job.pages());
-  const size_t heads = job.end_head - job.first_head;
-  const size_t step = page % kFetchPages * heads + (kv_head - job.first_head);
-  const size_t lines = labels.layout->head_stride() / kLine;  // times heads: of a page
-  for (size_t i = step * lines / kFetchPages; i < (step + 1) * lines / kFetchPages; ++i) {
-    for (uint32_t ahead = first; ahead < end; ++ahead) {
-      __builtin_prefetch(labels.Head(job.first_head, ahead) + i * kLine, 0, 2);
-    }
-  }
-}
 
 // shares[h] = s_h(t) of the strip's tokens, for kHeads query heads.
 template <size_t kHeads>

@@ -26,9 +26,6 @@ using VI = hn::Vec<DI>;
 constexpr size_t kStrip = kManyRegisters ? 4 : 2;
 constexpr size_t kStripTokens = kStrip * kLanes;
 static_assert(kBlockTokens % kStripTokens == 0);
-// Pages that are fetched side by side, as in score.cc.
-constexpr uint32_t kFetchPages = 8;
-static_assert(kTaskPages % kFetchPages == 0);
 
 // A page's labels of one KV head (labels.h), from one of its tokens on.
 struct CodedPage {
@@ -42,22 +39,6 @@ struct CodedPage {
     words = reinterpret_cast<const int32_t*>(head) + kBlockTokens + token;
   }
 };
-
-// The share of (page, kv_head) in fetching the kFetchPages pages after its own.
-HWY_INLINE void FetchAhead(const ScoreJob& job, uint32_t page, uint32_t kv_head) {
-  constexpr size_t kLine = 64;
-  const LabelTable& labels = job.item->labels;
-  const uint32_t first = (page / kFetchPages + 1) * kFetchPages;
-  const uint32_t end = HWY_MIN(first + kFetchPages, job.pages());
-  const size_t heads = job.end_head - job.first_head;
-  const size_t step = page % kFetchPages * heads + (kv_head - job.first_head);
-  const size_t lines = labels.layout->head_stride() / kLine;  // times heads: of a page
-  for (size_t i = step * lines / kFetchPages; i < (step + 1) * lines / kFetchPages; ++i) {
-    for (uint32_t ahead = first; ahead < end; ++ahead) {
-      __builtin_prefetch(labels.Head(job.first_head, ahead) + i * kLine, 0, 2);
-    }
-  }
-}
 
 // scores[h][token] of the strip's tokens, for kHeads query heads; `codes`: theirs, `stride` apart.
 template <uint32_t kBits, size_t kHeads>

@@ -149,8 +149,8 @@ __global__ void __launch_bounds__(256) SplitKernel(const float4* x, uint32_t cou
   if (i < count) to[i] = Inputs::Of<T>(x[2 * i], x[2 * i + 1]);
 }
 
-// sums[tile][token tile] += weights . x, of one chunk. kSplit: x is operands already.
-template <typename T, bool kSplit, int kTokenTiles>
+// sums[tile][token tile] += weights . x, of one chunk. Of more than one tile x is operands already.
+template <typename T, int kTokenTiles>
 __device__ inline void MultiplyChunk(const Work& work, uint32_t chunk, const Weights& weights,
                                      float (&sums)[kRowTiles][kTokenTiles][4]) {
   const uint32_t at = chunk * kChunk + threadIdx.x % 4 * 8;
@@ -167,7 +167,7 @@ __device__ inline void MultiplyChunk(const Work& work, uint32_t chunk, const Wei
       values[1] = from[1];
     }
     Inputs x;
-    if constexpr (kSplit) {
+    if constexpr (kTokenTiles > 1) {
       memcpy(&x, values, sizeof(x));
     } else {
       x = Inputs::Of<T>(values[0], values[1]);
@@ -235,7 +235,7 @@ __device__ inline void Write(const Work& work, const Matrix& matrix, uint32_t fi
   }
 }
 
-template <typename T, bool kGateUp, uint32_t kRows, int kTokenTiles, bool kSplit>
+template <typename T, bool kGateUp, uint32_t kRows, int kTokenTiles>
 __global__ void __launch_bounds__(ThreadsFor(kRows), kRows == kWarpRows ? 2 : 1)
     MmaKernel(const __grid_constant__ Work work) {
   extern __shared__ float shared[];
@@ -271,7 +271,7 @@ __global__ void __launch_bounds__(ThreadsFor(kRows), kRows == kWarpRows ? 2 : 1)
   for (;;) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      MultiplyChunk<T, kSplit, kTokenTiles>(work, chunk + i * kWarps, weights[i], sums);
+      MultiplyChunk<T, kTokenTiles>(work, chunk + i * kWarps, weights[i], sums);
     }
     chunk += kWarps * kAhead;
     if (chunk >= chunks) break;
@@ -343,8 +343,7 @@ template <bool kGateUp, typename T, uint32_t kRows, int kTokenTiles>
 void LaunchTiles(Work work, Tape& tape) {
   const uint32_t ctas = PlaceCtas(&work, kGateUp, kGateUp ? kRows / 2 : kRows);
   const size_t bytes = size_t{kWarps} * kRows * kTokenTiles * kTileTokens * sizeof(float);
-  tape.Launch(MmaKernel<T, kGateUp, kRows, kTokenTiles, (kTokenTiles > 1)>, ctas, ThreadsFor(kRows),
-              bytes, work);
+  tape.Launch(MmaKernel<T, kGateUp, kRows, kTokenTiles>, ctas, ThreadsFor(kRows), bytes, work);
 }
 
 // 64 rows where they are so many that every multiprocessor has some.
@@ -425,12 +424,7 @@ void LinearFew(const LinearArgs& args, Tape& tape) {
 
 void ProjectFew(const ProjectArgs& args, Tape& tape) {
   if (args.tokens == 0) return;
-  RmsNorm({.x = args.x,
-           .tokens = args.tokens,
-           .weight = args.norm,
-           .epsilon = args.epsilon,
-           .out = args.normed},
-          tape);
+  NormFirst(args, tape);
   bool fit = args.outputs.size() <= kMostOutputs;
   for (const ProjectArgs::Output& output : args.outputs) {
     fit = fit && Fits(output.weight, args.normed) &&
@@ -445,12 +439,7 @@ void ProjectFew(const ProjectArgs& args, Tape& tape) {
 
 void GateUpFew(const GateUpArgs& args, Tape& tape) {
   if (args.tokens == 0) return;
-  RmsNorm({.x = args.x,
-           .tokens = args.tokens,
-           .weight = args.norm,
-           .epsilon = args.epsilon,
-           .out = args.normed},
-          tape);
+  NormFirst(args, tape);
   if (Fits(args.gate, args.normed) && Fits(args.up, args.normed) &&
       args.gate.dtype == args.up.dtype) {
     Work work{};

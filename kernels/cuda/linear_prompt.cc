@@ -173,12 +173,7 @@ PromptProducts::~PromptProducts() = default;
 void PromptProducts::Linear(const LinearArgs& args, Tape& tape) { Multiply(args, false, tape); }
 
 void PromptProducts::Project(const ProjectArgs& args, Tape& tape) {
-  RmsNorm({.x = args.x,
-           .tokens = args.tokens,
-           .weight = args.norm,
-           .epsilon = args.epsilon,
-           .out = args.normed},
-          tape);
+  NormFirst(args, tape);
   for (const ProjectArgs::Output& output : args.outputs) {
     Multiply({.x = args.normed, .tokens = args.tokens, .weight = output.weight, .y = output.y},
              output.weight.dtype != DType::kF32, tape);
@@ -186,12 +181,7 @@ void PromptProducts::Project(const ProjectArgs& args, Tape& tape) {
 }
 
 void PromptProducts::GateUp(const GateUpArgs& args, Tape& tape) {
-  RmsNorm({.x = args.x,
-           .tokens = args.tokens,
-           .weight = args.norm,
-           .epsilon = args.epsilon,
-           .out = args.normed},
-          tape);
+  NormFirst(args, tape);
   Linear({.x = args.normed, .tokens = args.tokens, .weight = args.gate, .y = args.out}, tape);
   Linear({.x = args.normed, .tokens = args.tokens, .weight = args.up, .y = args.spare}, tape);
   SwiGlu({.gate = args.out, .up = args.spare, .tokens = args.tokens, .width = args.gate.rows},

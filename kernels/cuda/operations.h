@@ -33,6 +33,16 @@ class PromptProducts {
   void Multiply(const LinearArgs& args, bool both_halves, Tape& tape);
   std::unique_ptr<Library> library_;
 };
+// What ProjectArgs and GateUpArgs begin with, to args.normed.
+template <typename Args>
+void NormFirst(const Args& args, Tape& tape) {
+  RmsNorm({.x = args.x,
+           .tokens = args.tokens,
+           .weight = args.norm,
+           .epsilon = args.epsilon,
+           .out = args.normed},
+          tape);
+}
 void SwiGlu(const SwiGluArgs& args, Tape& tape);
 void Rope(const RopeArgs& args, Tape& tape);
 void RotateAppend(const RotateAppendArgs& args, Tape& tape);
