@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/concat.h"
+#include "base/one_line.h"
 
 namespace sparsekv::tokenizer {
 namespace {
@@ -10,6 +11,7 @@ namespace {
 using nlohmann::json;
 
 constexpr size_t kMaxShownBytes = 120;
+constexpr size_t kMaxPlaceBytes = 400;
 
 const json& Null() {
   static const json null;
@@ -83,8 +85,9 @@ void JsonCursor::Fail(std::string_view what) const {
 
 void JsonCursor::Record(absl::StatusCode code, std::string_view what) const {
   if (failed()) return;
-  const std::string place = path_.empty() ? "the document" : path_;
-  *first_error_ = absl::Status(code, Concat(file_, ": ", place, " ", what));
+  std::string place = path_.empty() ? "the document" : path_;  // with names that the file chose
+  if (place.size() > kMaxPlaceBytes) place = place.substr(0, kMaxPlaceBytes) + "...";
+  *first_error_ = absl::Status(code, Concat(file_, ": ", OneLine(Concat(place, " ", what))));
 }
 
 std::string Shown(const json& value) {

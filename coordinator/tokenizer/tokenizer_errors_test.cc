@@ -115,6 +115,10 @@ TEST(TokenizerErrors, Vocabulary) {
             "tokenizer.json: model.vocab.x 1048576 is not an integer from 0 to 1048575");
   EXPECT_EQ(ErrorAfter([](json& j) { j["model"]["vocab"]["x"] = "7"; }),
             "tokenizer.json: model.vocab.x \"7\" is not an integer from 0 to 1048575");
+  EXPECT_EQ(ErrorAfter([](json& j) { j["model"]["vocab"]["x\ny"] = nullptr; }),
+            "tokenizer.json: model.vocab.x?y is missing");
+  EXPECT_EQ(ErrorAfter([](json& j) { j["model"]["vocab"][std::string(1000, 'x')] = nullptr; }),
+            "tokenizer.json: model.vocab." + std::string(388, 'x') + "... is missing");
   const std::string twice = ErrorAfter([](json& j) { j["model"]["vocab"]["x"] = 5; });
   EXPECT_NE(twice.find("tokenizer.json: model.vocab gives the id 5 to "), twice.npos) << twice;
   EXPECT_EQ(ErrorAfter([](json& j) { j["model"].erase("vocab"); }),
