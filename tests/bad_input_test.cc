@@ -287,7 +287,28 @@ TEST(BadCommandTest, CommandLine) {
   expect({"bench", "decode", "--link", "1,2"}, 2, "1,2");
   expect({"bench", "decode", "--shape", "tiny", "--trace", "/nonexistent"}, 1, "/nonexistent");
   expect({"bench", "decode", "--model", kDemo}, 2, "--text");
-  // And one that works, of little.
+  expect({"bench", "decode", "--shape", "tiny", "--label-channels", "65"}, 1,
+         "--label-channels: 65 is more than head_dim 64 of tiny");
+  expect({"bench", "decode", "--label-channels", "257"}, 2, "--label-channels");
+  expect({"bench", "decode", "--model", kDemo, "--text", out, "--label-format", "int4"}, 2,
+         "--label-format");
+  for (const std::string bench : {"kernels", "decode"}) {
+    expect({"bench", bench, "--label-format", "int3"}, 2, "int3");
+    expect({"bench", bench, "--label-channels", "0"}, 2, "--label-channels");
+  }
+  expect({"bench", "kernels", "--label-channels", "65"}, 2, "--label-channels");
+  // And ones that work, of little.
+  expect({"bench",          "decode", "--shape",          "tiny",
+          "--label-format", "int4",   "--label-channels", "16",
+          "--context",      "1024",   "--budget",         "128",
+          "--steps",        "2",      "--warmup",         "2",
+          "--predict",      "off",    "--hot-rows",       "off",
+          "--json"},
+         0, "decode/no hot/int4 labels");
+  // 12 bytes of each of 131,072 tokens and 8 KV heads.
+  expect({"bench", "kernels", "--filter", "score_labels", "--rounds", "1", "--label-format", "int4",
+          "--label-channels", "16", "--json"},
+         0, "\"bytes\":12582912.0");
   expect({"bench", "decode", "--shape", "tiny", "--context", "1024", "--budget", "128", "--steps",
           "2", "--warmup", "2", "--json"},
          0, "\"hidden_share\"");

@@ -34,16 +34,16 @@ struct Shape {
 // One sequence's rows and labels in every layer that the memory holds, and the steps over them.
 class Layers {
  public:
-  Layers(KernelBench& bench, const Shape& shape)
+  Layers(KernelBench& bench, const Shape& shape, const BenchLabels& labels)
       : bench_(bench),
         shape_(shape),
-        channels_(shape.head_dim / 16),
+        channels_(labels.Channels(shape.head_dim)),
         rows_{.layers = 1,
               .kv_heads = kKvHeads,
               .head_dim = shape.head_dim,
               .dtype = DType::kBF16,
               .blocks = shape.context / kBlockTokens},
-        labels_{.layers = 1, .kv_heads = kKvHeads, .channels = channels_},
+        labels_{.layers = 1, .kv_heads = kKvHeads, .channels = channels_, .format = labels.format},
         blocks_(rows_.blocks),
         scores_(size_t{kKvHeads} * shape.context),
         selection_(kKvHeads * kBudget),
@@ -58,7 +58,8 @@ class Layers {
     for (uint32_t block : blocks_) pages_.push_back(bench.memory() + block * labels_.page_bytes());
     for (uint32_t h = 0; h < kKvHeads; ++h) {
       for (uint32_t c = 0; c < channels_; ++c) {
-        channel_list_.push_back(static_cast<uint16_t>(16 * c + h));
+        channel_list_.push_back(
+            static_cast<uint16_t>((c * shape.head_dim / channels_ + h) % shape.head_dim));
       }
     }
     std::mt19937 engine(5);
@@ -183,10 +184,14 @@ nlohmann::ordered_json With(nlohmann::ordered_json params, const char* key,
 }
 
 // Dense attention, sparse attention with scoring and selection, and the parts of the latter.
-void AddShape(KernelBench& bench, const Shape& shape, std::vector<KernelCase>* cases) {
-  const auto layers = std::make_shared<Layers>(bench, shape);
+void AddShape(KernelBench& bench, const Shape& shape, const BenchLabels& format,
+              std::vector<KernelCase>* cases) {
+  const auto layers = std::make_shared<Layers>(bench, shape, format);
   const auto params = shape.Params();
-  const auto sparse_params = With(params, "budget", kBudget);
+  const auto budget_params = With(params, "budget", kBudget);
+  auto score_params = params, sparse_params = budget_params;
+  format.Describe(shape.head_dim, &score_params);
+  format.Describe(shape.head_dim, &sparse_params);
   const double rows = layers->row_bytes(shape.context);
   const double selected = layers->row_bytes(kBudget);
   const double labels = layers->label_bytes();
@@ -207,26 +212,26 @@ void AddShape(KernelBench& bench, const Shape& shape, std::vector<KernelCase>* c
                           return labels / ceilings.stream + selected / ceilings.RowRate(row_size);
                         }});
   cases->push_back(
-      {.item = {"score_labels", With(params, "pooling", "max"), labels, layers->ScoreFlops()},
+      {.item = {"score_labels", With(score_params, "pooling", "max"), labels, layers->ScoreFlops()},
        .run = [layers](uint32_t i) { layers->Score(i, pooling); },
        .ideal = [=](const Ceilings& ceilings) { return labels / ceilings.stream; }});
-  cases->push_back(
-      {.item = {"score_labels", With(params, "pooling", "softmax"), labels, layers->ScoreFlops()},
-       .run = [layers](uint32_t i) { layers->Score(i, Pooling::kSoftmaxMass); },
-       .ideal = [=](const Ceilings& ceilings) { return labels / ceilings.stream; }});
+  cases->push_back({.item = {"score_labels", With(score_params, "pooling", "softmax"), labels,
+                             layers->ScoreFlops()},
+                    .run = [layers](uint32_t i) { layers->Score(i, Pooling::kSoftmaxMass); },
+                    .ideal = [=](const Ceilings& ceilings) { return labels / ceilings.stream; }});
   cases->push_back({.item = {"score_select", sparse_params, labels, layers->ScoreFlops()},
                     .run = [layers](uint32_t i) { layers->ScoreSelect(i); },
                     .ideal = [=](const Ceilings& ceilings) { return labels / ceilings.stream; }});
-  cases->push_back({.item = {"select", sparse_params, 4.0 * shape.context * kKvHeads},
+  cases->push_back({.item = {"select", budget_params, 4.0 * shape.context * kKvHeads},
                     .run = [layers](uint32_t) { layers->Select(); }});
   cases->push_back(
-      {.item = {"attend_selection", sparse_params, selected, layers->Flops(kBudget)},
+      {.item = {"attend_selection", budget_params, selected, layers->Flops(kBudget)},
        .run = [layers](uint32_t i) { layers->AttendRandom(i); },
        .ideal = [=](const Ceilings& ceilings) { return selected / ceilings.RowRate(row_size); }});
 }
 
 void AddPrefill(KernelBench& bench, const Shape& shape, std::vector<KernelCase>* cases) {
-  const auto layers = std::make_shared<Layers>(bench, shape);
+  const auto layers = std::make_shared<Layers>(bench, shape, BenchLabels{});
   const double flops = kChunk * layers->Flops(shape.context - kChunk / 2);
   cases->push_back({.item = {"attend_prefill", With(shape.Params(), "tokens", kChunk),
                              layers->row_bytes(shape.context), flops},
@@ -236,12 +241,12 @@ void AddPrefill(KernelBench& bench, const Shape& shape, std::vector<KernelCase>*
 
 }  // namespace
 
-void AddAttentionCases(KernelBench& bench, const std::string& filter,
+void AddAttentionCases(KernelBench& bench, const std::string& filter, const BenchLabels& labels,
                        std::vector<KernelCase>* cases) {
   std::vector<KernelCase> all;
   for (const Shape& shape : {Shape{131072, 4, 128}, Shape{32768, 4, 128}, Shape{32768, 1, 128},
                              Shape{32768, 8, 128}, Shape{65536, 4, 64}}) {
-    AddShape(bench, shape, &all);
+    AddShape(bench, shape, labels, &all);
   }
   AddPrefill(bench, {2048, 4, 128}, &all);
   for (KernelCase& item : all) {

@@ -20,6 +20,19 @@ void CheckBenchKernels(const KernelBenchOptions& options) {
   if (options.threads > 0 && cuda) throw CLI::ValidationError("--threads: only with --backend cpu");
 }
 
+// `most`: channels.
+void AddLabels(CLI::App* sub, uint32_t most, BenchLabels* labels) {
+  sub->add_option_function<std::string>(
+         "--label-format",
+         [labels](const std::string& name) { labels->format = *ParseLabelFormat(name); },
+         "how labels are stored")
+      ->check(CLI::IsMember({"bf16", "int8", "int4", "int2"}))
+      ->default_str("bf16");
+  sub->add_option("--label-channels", labels->channels,
+                  "channels of a label, per KV head (default: head_dim / 16)")
+      ->check(CLI::Range(1u, most));
+}
+
 void AddBenchKernels(CLI::App& bench, Command* command) {
   auto options = std::make_shared<KernelBenchOptions>();
   CLI::App* sub = bench.add_subcommand("kernels", "a backend's operations beside ceilings");
@@ -33,6 +46,7 @@ void AddBenchKernels(CLI::App& bench, Command* command) {
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   sub->add_option("--filter", options->filter, "only cases whose names contain this");
+  AddLabels(sub, kMostLabelChannels, &options->labels);
   sub->add_flag("--json", options->json, "one JSON object on one line");
   sub->callback([=] {
     CheckBenchKernels(*options);
@@ -81,7 +95,11 @@ void AddDecodeModel(CLI::App* sub, DecodeBenchOptions* o) {
       ->check(CLI::Range(0.1, 0.9999))
       ->capture_default_str();
   sub->add_option("--trace", o->trace, "selections of a real run (--record) instead");
+  AddLabels(sub, kMaxHeadDim, &o->labels);
   auto* model = sub->add_option("--model", o->model, "a checkpoint directory, instead of --shape");
+  for (const char* labels : {"--label-format", "--label-channels"}) {
+    model->excludes(sub->get_option(labels));  // a checkpoint's channels.json says what they are
+  }
   auto* text = sub->add_option("--text", o->text, "its prompt");
   model->needs(text);
   text->needs(model);

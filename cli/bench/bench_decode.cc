@@ -76,6 +76,8 @@ class DecodeBench {
   absl::Status RunCase(const Case& one);
   void MeasureStream();
   BenchCase Describe(const Case& one, LocalRunner& runner, std::vector<double> seconds) const;
+  // The bytes that a step must read at least, and its arithmetic.
+  void CountWork(size_t row_bytes, BenchCase* item) const;
 
   const DecodeBenchOptions& o_;
   DecodeSource& source_;
@@ -166,6 +168,10 @@ BenchCase DecodeBench::Describe(const Case& one, LocalRunner& runner,
   BenchCase item;
   item.name = absl::StrCat("decode/", one.hot_rows ? absl::StrCat("hot ", one.hot_rows) : "no hot",
                            one.predict ? "/predict" : "", one.gather ? "/gather" : "");
+  const LabelFormat labels = source_.files().channels->label_format;
+  if (labels != LabelFormat::kBf16 && !o_.dense) {
+    absl::StrAppend(&item.name, "/", std::string(Name(labels)), " labels");
+  }
   auto round3 = [](double value) { return std::round(value * 1000) / 1000; };
   item.params["hit_rate"] = round3(Share(double(rows.hits), double(rows.selected)));
   // Of the bytes that would have been waited for without prediction, those that were not.
@@ -188,20 +194,27 @@ BenchCase DecodeBench::Describe(const Case& one, LocalRunner& runner,
   for (const Device::MemoryUse& use : runner.device().Memory()) {
     if (o_.json) item.params["device_memory"][use.kind] = use.bytes;
   }
-  const ModelConfig& config = source_.files().config;
-  const double labels = o_.dense ? 0 : 2.0 * source_.files().channels->channels * o_.context;
-  const uint32_t attended_rows = o_.dense ? o_.context : o_.budget;
-  const double attended = double(attended_rows) * double(row_bytes);
-  item.bytes = double(source_.weight_bytes()) +
-               o_.batch * double(config.layers) * config.kv_heads * (labels + attended);
-  item.flops = o_.batch * (2.0 * double(source_.weight_values()) +
-                           double(config.layers) * config.heads *
-                               (labels + 4.0 * config.head_dim * attended_rows));
+  CountWork(row_bytes, &item);
   item.seconds_median = Median(seconds);
   const double stream = Median(streams_);
   item.params["stream_gb_per_s"] = std::round(stream / 1e8) / 10;
   item.ceiling_share = item.bytes / stream / item.seconds_median;
   return item;
+}
+
+void DecodeBench::CountWork(size_t row_bytes, BenchCase* item) const {
+  const ModelConfig& config = source_.files().config;
+  const ChannelConfig& channels = *source_.files().channels;
+  const double scored = o_.dense ? 0 : o_.context, attended = o_.dense ? o_.context : o_.budget;
+  const auto label_bytes =
+      static_cast<double>(LabelBytes(channels.label_format, channels.channels));
+  item->bytes =
+      double(source_.weight_bytes()) + o_.batch * double(config.layers) * config.kv_heads *
+                                           (scored * label_bytes + attended * double(row_bytes));
+  item->flops =
+      o_.batch * (2.0 * double(source_.weight_values()) +
+                  double(config.layers) * config.heads *
+                      (2.0 * scored * channels.channels + 4.0 * config.head_dim * attended));
 }
 
 }  // namespace

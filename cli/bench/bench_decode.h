@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "cli/bench/bench_labels.h"
 #include "gpu_worker/budget.h"
 #include "gpu_worker/simulated_link.h"
 
@@ -16,6 +17,7 @@ struct DecodeBenchOptions {
   std::string shape = "llama-3.2-1b";
   std::string weights = "bf16";  // of the shape: bf16, int8, int4, fp8
   uint32_t layers = 0;           // 0 = the shape's
+  BenchLabels labels;            // of the shape
   uint32_t context = 32768;
   uint32_t batch = 1;
   uint32_t budget = 2048;

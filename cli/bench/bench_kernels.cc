@@ -79,6 +79,7 @@ absl::Status BenchCuda(const KernelBenchOptions& options) {
   if (!backend) return absl::FailedPreconditionError(why);
   DeviceGrid grid = options.full ? DeviceGrid::Full() : DeviceGrid::Usual();
   grid.bench.filter = options.filter;
+  grid.labels = options.labels;
   grid.bench.timing.rounds = options.rounds;
   const auto report = BenchDevice(*backend, grid);
   if (!report.ok()) return report.status();
@@ -101,7 +102,7 @@ absl::Status BenchKernels(const KernelBenchOptions& options) {
       options.threads > 0 ? options.threads : std::max(1u, std::thread::hardware_concurrency());
   KernelBench bench(threads);
   std::vector<KernelCase> cases;
-  AddAttentionCases(bench, options.filter, &cases);
+  AddAttentionCases(bench, options.filter, options.labels, &cases);
   if (auto status = AddLinearCases(bench, options.filter, &cases); !status.ok()) return status;
   std::vector<Times> times(cases.size());
   for (size_t i = 0; i < cases.size(); ++i) Prepare(cases[i], times[i]);

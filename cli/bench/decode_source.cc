@@ -11,6 +11,7 @@
 #include "cli/commands.h"
 #include "cli/local_memory.h"
 #include "coordinator/tokenizer/tokenizer.h"
+#include "kernels/half.h"
 
 namespace sparsekv {
 
@@ -48,7 +49,8 @@ class RandomSource final : public DecodeSource {
                                     .context = o.context,
                                     .layer_similarity = o.layer_similarity,
                                     .states = source->steps_ * o.batch,
-                                    .encoding = EncodingOf(o.weights)});
+                                    .encoding = EncodingOf(o.weights),
+                                    .labels = o.labels});
     if (!model.ok()) return model.status();
     source->model_ = *std::move(model);
     const ModelFiles& files = source->model_->files();
@@ -89,17 +91,16 @@ class RandomSource final : public DecodeSource {
   void MakeLabels(LocalRunner& runner, uint32_t sequence) {
     const ChannelConfig& channels = *files().channels;
     const uint32_t r = channels.channels;
+    std::vector<float> label(r);
     for (uint32_t layer = 0; layer < files().config.layers; ++layer) {
       const RowTable rows = runner.HostRows(layer, sequence);
       const LabelTable labels = runner.Labels(layer, sequence);
       for (uint32_t t = 0; t < runner.position(sequence); ++t) {
         for (uint32_t head = 0; head < channels.kv_heads; ++head) {
-          const auto* row = reinterpret_cast<const uint16_t*>(rows.Row(head, t));
-          auto* page = reinterpret_cast<uint16_t*>(labels.Head(head, t / kBlockTokens));
+          const std::byte* row = rows.Row(head, t);
           const uint16_t* chosen = channels.Layer(layer) + head * r;
-          for (uint32_t c = 0; c < r; ++c) {
-            page[c * kBlockTokens + t % kBlockTokens] = row[chosen[c]];
-          }
+          for (uint32_t c = 0; c < r; ++c) label[c] = LoadValue(row, chosen[c], DType::kBF16);
+          StoreLabel(*labels.layout, labels.Head(head, t / kBlockTokens), t % kBlockTokens, label);
         }
       }
     }

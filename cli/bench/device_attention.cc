@@ -26,7 +26,6 @@ void BenchSparse(DeviceBench& bench, DeviceLayers& layers, nlohmann::ordered_jso
                  const DeviceLayers::Size& size, uint32_t budget) {
   layers.SetBudget(budget);
   params["budget"] = budget;
-  params["label_channels"] = size.channels;
   const double rows = layers.row_bytes(budget), labels = layers.label_bytes();
   const double flops = layers.flops(budget);
   const double scores =
@@ -56,8 +55,10 @@ void BenchSparse(DeviceBench& bench, DeviceLayers& layers, nlohmann::ordered_jso
 
 void BenchDecode(DeviceBench& bench, const DeviceGrid& grid, const DeviceGrid::Model& model,
                  uint32_t batch, uint32_t context) {
-  const DeviceLayers::Size size = {
-      .batch = batch, .context = context, .channels = grid.label_channels};
+  const DeviceLayers::Size size = {.batch = batch,
+                                   .context = context,
+                                   .channels = grid.labels.Channels(model.head_dim),
+                                   .format = grid.labels.format};
   const auto layers = DeviceLayers::Make(bench, model, size);
   if (!layers) return;
   auto params = ModelParams(model);
@@ -68,13 +69,11 @@ void BenchDecode(DeviceBench& bench, const DeviceGrid& grid, const DeviceGrid::M
        .limit = Limit::kCopy,
        .items = batch,
        .run = [&](uint32_t i) { layers->AttendDense(i); }});
-  auto score_params = params;
-  score_params["label_channels"] = size.channels;
-  bench.Measure(
-      {.item = {"score_labels", score_params, layers->label_bytes(), layers->score_flops()},
-       .limit = Limit::kCopy,
-       .items = batch,
-       .run = [&](uint32_t i) { layers->Score(i); }});
+  grid.labels.Describe(model.head_dim, &params);
+  bench.Measure({.item = {"score_labels", params, layers->label_bytes(), layers->score_flops()},
+                 .limit = Limit::kCopy,
+                 .items = batch,
+                 .run = [&](uint32_t i) { layers->Score(i); }});
   if (!WantsAny(bench, {"select", "attend_selection", "score_select", "attend_sparse"})) return;
   std::vector<uint32_t> budgets = {context / 16};
   if (grid.budget <= context && grid.budget != context / 16) budgets.push_back(grid.budget);

@@ -63,6 +63,7 @@ DeviceGrid SmallGrid() {
                      .attention_batches = {2},
                      .contexts = {1280, 1u << 20},  // the second does not fit
                      .budget = 128,
+                     .labels = {.channels = 8},
                      .prompt_tokens = 64,
                      .prompt_positions = {0, 256},
                      .hot_batches = {2},
@@ -111,6 +112,50 @@ TEST(DeviceBench, EveryCaseRunsOnTheCpu) {
       {"resolve_copy", 2 * 2 * 2}, {"rotate_append", 4},        {"rms_norm", 4},
       {"sample", 2 * 2 * 2}};
   EXPECT_EQ(counts, expected);
+}
+
+// Labels of every format, scored and appended to; bytes are what such labels take.
+TEST(DeviceBench, LabelsOfEveryFormat) {
+  for (const LabelFormat format : kLabelFormats) {
+    SCOPED_TRACE(Name(format));
+    FakeDevice backend(MakeCpuBackend(1), {});
+    DeviceGrid grid = SmallGrid();
+    grid.models.resize(1);
+    grid.contexts.resize(1);
+    grid.attention_batches = {2};
+    grid.batches = {3};
+    grid.labels = {.format = format, .channels = 10};
+    grid.bench.timing = {.least_step = 0, .rounds = 1};
+    // 10 channels: 20 bytes; or words of 4 bytes for the codes and one for the scales.
+    const std::map<LabelFormat, double> bytes = {{LabelFormat::kBf16, 20},
+                                                 {LabelFormat::kInt8, 4 + 12},
+                                                 {LabelFormat::kInt4, 4 + 8},
+                                                 {LabelFormat::kInt2, 4 + 4}};
+    const double labels = 2.0 * 2 * 1280 * bytes.at(format);  // batch, KV heads, tokens
+    const double row = 2.0 * 32 * 2;                          // K and V
+    std::map<std::string, double> found;
+    const auto json = ReportOf(backend, grid);
+    for (const auto& item : json.at("cases")) {
+      const auto& params = item.at("params");
+      const std::string name = item.at("name");
+      const bool coded = format != LabelFormat::kBf16;
+      EXPECT_EQ(params.contains("label_format"), params.contains("label_channels") && coded);
+      if (!params.contains("label_channels")) continue;
+      EXPECT_EQ(params["label_channels"], 10);
+      if (coded) {
+        EXPECT_EQ(params["label_format"], Name(format));
+      }
+      if (params.value("budget", 128) == 128) found[name] = item.at("bytes");
+    }
+    const double selected = 2.0 * 2 * 128 * row;
+    const double appended = 3 * (4 * (2 * 128 + 3 * 64) + 2 * (bytes.at(format) + row));
+    EXPECT_EQ(found, (std::map<std::string, double>{{"score_labels", labels},
+                                                    {"select", 2.0 * 2 * 1280 * 4},
+                                                    {"attend_selection", selected},
+                                                    {"score_select", labels},
+                                                    {"attend_sparse", labels + selected},
+                                                    {"rotate_append", appended}}));
+  }
 }
 
 // What no CPU would notice, and a device would end the process for.

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "cli/bench/bench_labels.h"
 #include "cli/bench/device_bench.h"
 
 namespace sparsekv {
@@ -23,7 +24,7 @@ struct DeviceGrid {
   std::vector<uint32_t> attention_batches;
   std::vector<uint32_t> contexts;
   uint32_t budget = 2048;  // beside a sixteenth of the context
-  uint32_t label_channels = 8;
+  BenchLabels labels;
   uint32_t prompt_tokens = 2048;
   std::vector<uint32_t> prompt_positions;
   // Hot rows: lists of `budget` rows of a sequence of `hot_context` tokens.

@@ -44,7 +44,7 @@ DeviceLayers::DeviceLayers(DeviceBench& bench, const DeviceGrid::Model& model, c
       backend_(bench.backend()),
       model_(model),
       size_(size),
-      labels_{.kv_heads = model.kv_heads, .channels = size.channels},
+      labels_{.kv_heads = model.kv_heads, .channels = size.channels, .format = size.format},
       rows_{.kv_heads = model.kv_heads, .head_dim = model.head_dim, .dtype = DType::kBF16} {
   CHECK_EQ(size.context % kBlockTokens, 0u);
 }

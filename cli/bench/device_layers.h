@@ -10,10 +10,14 @@ namespace sparsekv {
 // The sequences of a batch, all with the same number of tokens, in as many layers as there is room
 // for, and the operations of one layer over them. Rows and labels lie in the pool, their blocks and
 // pages scattered. Run i takes layer i, other labels and other queries than the runs around it.
+// Labels are what the pool holds. Read as codes, its values (bfloat16 below 2) give float16 steps
+// and least values that are finite, of either sign, and codes that are mostly random bits.
 class DeviceLayers {
  public:
   struct Size {
-    uint32_t batch = 0, context = 0, channels = 0;
+    uint32_t batch = 0, context = 0;
+    uint32_t channels = 0;  // of a label; 0: no labels
+    LabelFormat format = LabelFormat::kBf16;
     uint32_t queries = 1;  // tokens of each sequence in a step, the last ones of the context
   };
   // Null where one layer does not fit into the pool.

@@ -14,15 +14,18 @@ constexpr float kDeviation = 3.0f;   // of logits
 void BenchAppend(DeviceBench& bench, const DeviceGrid& grid, const DeviceGrid::Model& model,
                  uint32_t batch) {
   if (!bench.Wants("rotate_append")) return;
-  const auto layers = DeviceLayers::Make(
-      bench, model, {.batch = batch, .context = kContext, .channels = grid.label_channels});
+  const auto layers = DeviceLayers::Make(bench, model,
+                                         {.batch = batch,
+                                          .context = kContext,
+                                          .channels = grid.labels.Channels(model.head_dim),
+                                          .format = grid.labels.format});
   if (!layers) return;
   // q in and out, k and v in, k out, rows and labels.
   const double values = 2.0 * model.width() + 3.0 * model.kv_width();
-  const double row = 2.0 * grid.label_channels * model.kv_heads + 4.0 * model.kv_width();
-  bench.Measure({.item = {"rotate_append",
-                          {{"model", model.name}, {"batch", batch}, {"dtype", "bf16"}},
-                          batch * (4 * values + row)},
+  const double row = grid.labels.Bytes(model.head_dim) * model.kv_heads + 4.0 * model.kv_width();
+  nlohmann::ordered_json params = {{"model", model.name}, {"batch", batch}, {"dtype", "bf16"}};
+  grid.labels.Describe(model.head_dim, &params);
+  bench.Measure({.item = {"rotate_append", params, batch * (4 * values + row)},
                  .items = 2 * batch,
                  .run = [&](uint32_t i) { layers->RotateAppend(i); }});
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "cli/bench/bench_labels.h"
 #include "cli/bench/ceilings.h"
 #include "cli/bench/report.h"
 #include "kernels/backend.h"
@@ -58,7 +59,7 @@ struct KernelCase {
 };
 
 // Each appends its cases whose names contain `filter`.
-void AddAttentionCases(KernelBench& bench, const std::string& filter,
+void AddAttentionCases(KernelBench& bench, const std::string& filter, const BenchLabels& labels,
                        std::vector<KernelCase>* cases);
 absl::Status AddLinearCases(KernelBench& bench, const std::string& filter,
                             std::vector<KernelCase>* cases);

@@ -103,6 +103,11 @@ absl::StatusOr<std::unique_ptr<RandomModel>> RandomModel::Make(const RandomModel
                                                    absl::StrJoin(ShapeNames(), ", ")));
   }
   const Shape& shape = found->second;
+  if (spec.labels.channels > shape.head_dim) {
+    return absl::InvalidArgumentError(absl::StrCat("--label-channels: ", spec.labels.channels,
+                                                   " is more than head_dim ", shape.head_dim,
+                                                   " of ", spec.shape));
+  }
   std::unique_ptr<RandomModel> model(new RandomModel());
   ModelConfig& config = model->files_.config;
   config.vocab_size = std::max(shape.vocab, spec.states);
@@ -124,7 +129,7 @@ absl::StatusOr<std::unique_ptr<RandomModel>> RandomModel::Make(const RandomModel
   if (!available.ok()) return available.status();
   if (absl::Status status = kv_store::CheckMemory(bytes, *available); !status.ok()) return status;
   model->MakeWeights(spec);
-  model->MakeChannels(spec.seed);
+  model->MakeChannels(spec.seed, spec.labels);
   model->SetSteps(0.9);
   return model;
 }
@@ -218,7 +223,7 @@ void RandomModel::MakeWeights(const RandomModelSpec& spec) {
 }
 
 // A channel of the slowest quarter of the rotary pairs turns by less than 1/50 in 1,000 tokens.
-void RandomModel::MakeChannels(uint64_t seed) {
+void RandomModel::MakeChannels(uint64_t seed, const BenchLabels& labels) {
   const ModelConfig& config = files_.config;
   ChannelConfig channels;
   channels.layers = config.layers;
@@ -234,7 +239,8 @@ void RandomModel::MakeChannels(uint64_t seed) {
     });
     channels.order.insert(channels.order.end(), order.begin(), order.end());
   }
-  channels.UseChannels(ChannelConfig::DefaultChannels(config.head_dim));
+  channels.label_format = labels.format;
+  channels.UseChannels(labels.Channels(config.head_dim));
   files_.channels = std::move(channels);
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "cli/bench/bench_labels.h"
 #include "gpu_worker/device.h"
 
 namespace sparsekv {
@@ -28,11 +29,13 @@ struct RandomModelSpec {
   uint32_t states = 0;  // token ids 0 .. states-1
   uint64_t seed = 1;
   Encoding encoding = Encoding::kPlain;  // of the matrices; kPlain: bfloat16
+  BenchLabels labels;
 };
 
 class RandomModel {
  public:
-  // INVALID_ARGUMENT names a shape that is not known; RESOURCE_EXHAUSTED where memory is short.
+  // INVALID_ARGUMENT names a shape that is not known, or more channels than head_dim;
+  // RESOURCE_EXHAUSTED where memory is short.
   static absl::StatusOr<std::unique_ptr<RandomModel>> Make(const RandomModelSpec& spec);
   static std::vector<std::string> ShapeNames();
 
@@ -52,7 +55,7 @@ class RandomModel {
   WeightView Codes(uint32_t rows, uint32_t cols, double deviation);
   WeightView Ones(uint32_t cols);
   void MakeWeights(const RandomModelSpec& spec);
-  void MakeChannels(uint64_t seed);
+  void MakeChannels(uint64_t seed, const BenchLabels& labels);
 
   ModelFiles files_;
   std::vector<Block> blocks_;
