@@ -60,44 +60,46 @@ HWY_INLINE void WidenWords(VU words, const hwy::float16_t*, VF* values) {
 }
 
 // Fetches the rows of a tile into the L2 cache (a tile is as large as the L1 cache) line by line,
-// while the tile before it is computed: rows lie too far apart for the hardware to guess. Whoever
-// computes says when, so that the memory is never idle and never asked for all at once.
+// while the tile before it is computed. Whoever computes says when, so that the memory is never
+// idle and never asked for all at once: two lines at a time, as what is asked for in one burst
+// keeps the loads behind it waiting. Rows of a whole context follow each other and are fetched in
+// the order of their addresses, which memory likes best; of rows that lie apart a few are fetched
+// side by side.
 class TileFetch {
  public:
   TileFetch(const std::byte* const* rows, size_t row_bytes)
-      : row_(rows), last_(rows + kAttendTile), end_(row_bytes) {}
+      : row_(rows),
+        last_(rows + kAttendTile),
+        end_(row_bytes),
+        group_(rows[kAttendTile - 1] == rows[0] + (kAttendTile - 1) * row_bytes ? 1 : kApart) {}
 
   static constexpr size_t kLine = 64;
-  static constexpr size_t kBurst = 8;
-  static constexpr size_t kBurstRows = 4;
-  static constexpr size_t kGroup = 16;
-  static_assert(kAttendTile % kGroup == 0);
+  static constexpr size_t kBurst = 2;
 
-  // `count` lines are due, 1 to kBurst. They are fetched in bursts, which costs less, of two lines
-  // of each of some rows: rows that lie apart are served side by side.
+  // `count` lines are due, 1 or 2.
   HWY_INLINE void Lines(size_t count) {
     due_ += count;
     if (due_ < kBurst || row_ == last_) return;
     due_ -= kBurst;
-#pragma GCC unroll 4
-    for (size_t i = 0; i < kBurstRows; ++i) {
-      const std::byte* from = row_[in_group_ + i] + at_;
-      __builtin_prefetch(from, 0, 2);
-      __builtin_prefetch(from + kLine, 0, 2);
-    }
-    in_group_ += kBurstRows;
-    if (in_group_ < kGroup) return;
+    const std::byte* from = row_[in_group_] + at_;
+    __builtin_prefetch(from, 0, 2);
+    __builtin_prefetch(from + kLine, 0, 2);
+    if (++in_group_ < group_) return;
     in_group_ = 0;
-    at_ += kBurst / kBurstRows * kLine;
+    at_ += kBurst * kLine;
     if (at_ < end_) return;
     at_ = 0;
-    row_ += kGroup;
+    row_ += group_;
   }
 
  private:
+  static constexpr size_t kApart = 16;
+  static_assert(kAttendTile % kApart == 0);
+
   const std::byte* const* row_;
   const std::byte* const* last_;
   size_t end_;
+  size_t group_;  // rows that are fetched side by side
   size_t in_group_ = 0;
   size_t at_ = 0;
   size_t due_ = 0;

@@ -51,12 +51,62 @@ inline float ScoreBelow(uint32_t key) {
   return key == 0 ? ScoreOf(0) : ScoreOf(key == kZero ? kZero - 2 : key - 1);
 }
 
-// Stores the lanes of the mask back to back and returns their number. A whole vector is written.
-// (On some processors the instruction that compresses into memory is far slower than these two.)
-HWY_INLINE uint32_t StoreCompressed(VU v, hn::Mask<DU> mask, uint32_t* to) {
-  const DU du;
-  hn::StoreU(hn::Compress(v, mask), du, to);
-  return static_cast<uint32_t>(hn::CountTrue(du, mask));
+#if HWY_TARGET > HWY_AVX3  // the targets before AVX-512 have no such instruction
+// For every mask its lanes, then any. (The library's own table is copied to the stack at each
+// call.)
+struct PackTable {
+  uint8_t lanes[size_t{1} << kLanes][kLanes] = {};
+  constexpr PackTable() {
+    for (size_t bits = 0; bits < size_t{1} << kLanes; ++bits) {
+      size_t next = 0;
+      for (size_t lane = 0; lane < kLanes; ++lane) {
+        if ((bits >> lane & 1) != 0) lanes[bits][next++] = static_cast<uint8_t>(lane);
+      }
+    }
+  }
+};
+constexpr PackTable kPackTable;
+#endif
+
+// Stores the lanes of a mask back to back; a whole vector is written.
+// (On some processors the instruction that compresses into memory is far slower than two.)
+class Packing {
+ public:
+#if HWY_TARGET > HWY_AVX3
+  explicit HWY_INLINE Packing(hn::Mask<DU> mask) {
+    const DU du;
+    uint8_t bytes[8] = {};
+    hn::StoreMaskBits(du, mask, bytes);
+    const size_t bits = bytes[0];
+    count_ = static_cast<uint32_t>(__builtin_popcountll(bits));
+    const hn::Rebind<uint8_t, DU> d8;
+    order_ = hn::PromoteTo(du, hn::LoadU(d8, kPackTable.lanes[bits]));
+  }
+  HWY_INLINE void Store(VU v, uint32_t* to) const {
+    const DU du;
+    hn::StoreU(hn::TableLookupLanes(v, hn::IndicesFromVec(du, order_)), du, to);
+  }
+#else
+  explicit HWY_INLINE Packing(hn::Mask<DU> mask)
+      : count_(static_cast<uint32_t>(hn::CountTrue(DU(), mask))), mask_(mask) {}
+  HWY_INLINE void Store(VU v, uint32_t* to) const { hn::StoreU(hn::Compress(v, mask_), DU(), to); }
+#endif
+  uint32_t count() const { return count_; }
+
+ private:
+  uint32_t count_;
+#if HWY_TARGET > HWY_AVX3
+  VU order_;
+#else
+  hn::Mask<DU> mask_;
+#endif
+};
+
+// Returns how many lanes were stored.
+HWY_INLINE uint32_t StorePacked(VU v, hn::Mask<DU> mask, uint32_t* to) {
+  const Packing packing(mask);
+  packing.Store(v, to);
+  return packing.count();
 }
 
 // Calls function(at, mask) for the vectors of [0, count), the mask of the lanes below count.
@@ -106,7 +156,7 @@ HWY_NOINLINE Threshold FindThreshold(uint32_t* keys, size_t count, uint32_t want
     ForVectors(count, [&](size_t i, auto mask) {
       const VU some = hn::LoadU(du, keys + i);
       const auto inside = hn::Lt(hn::Sub(some, first), width);  // below `first` it wraps
-      kept += StoreCompressed(some, hn::And(inside, mask), keys + kept);
+      kept += StorePacked(some, hn::And(inside, mask), keys + kept);
     });
     count = kept;
   }
@@ -179,9 +229,11 @@ class Highest {
       const bool whole = i + kLanes <= count;
       const VF some = whole ? LoadFloats(scores + i) : LoadFloatsTail(scores + i, count - i);
       const auto mask = hn::And(hn::RebindMask(du, hn::Or(hn::Gt(some, bound), all)), valid);
-      StoreCompressed(hn::BitCast(du, some), mask, reinterpret_cast<uint32_t*>(scores_ + found));
-      const VU tokens = hn::Iota(du, first + static_cast<uint32_t>(i));
-      found += StoreCompressed(tokens, mask, tokens_ + found);
+      if (hn::AllFalse(du, mask)) return;  // most often, once there is a bound
+      const Packing packing(mask);
+      packing.Store(hn::BitCast(du, some), reinterpret_cast<uint32_t*>(scores_ + found));
+      packing.Store(hn::Iota(du, first + static_cast<uint32_t>(i)), tokens_ + found);
+      found += packing.count();
     });
     found_ = found;
   }
@@ -215,11 +267,12 @@ class Highest {
         selected = hn::Or(selected, TakeFirst(equal, &threshold.equal));
       }
       const VU tokens = hn::LoadU(du, tokens_ + i);
+      const Packing packing(selected);
       if (scores_to != nullptr) {
-        StoreCompressed(hn::BitCast(du, scores), selected,
-                        reinterpret_cast<uint32_t*>(scores_to + kept));
+        packing.Store(hn::BitCast(du, scores), reinterpret_cast<uint32_t*>(scores_to + kept));
       }
-      kept += StoreCompressed(tokens, selected, to + kept);
+      packing.Store(tokens, to + kept);
+      kept += packing.count();
     });
   }
 

@@ -37,7 +37,7 @@ struct Strip {
 // shares[h] = s_h(t) of the strip's tokens, for kHeads query heads.
 template <size_t kHeads>
 HWY_INLINE void HeadScores(const std::byte* HWY_RESTRICT labels, size_t channels,
-                           const float* HWY_RESTRICT query, Strip* shares) {
+                           const float* HWY_RESTRICT query, LabelFetch& fetch, Strip* shares) {
   const DF d;
   const DU du;
   VF sums[kHeads][kStrip];
@@ -46,7 +46,9 @@ HWY_INLINE void HeadScores(const std::byte* HWY_RESTRICT labels, size_t channels
 #pragma GCC unroll 4
     for (size_t i = 0; i < kStrip; ++i) sums[h][i] = hn::Zero(d);
   }
+  LabelFetch own_fetch = fetch;  // in registers
   for (size_t c = 0; c < channels; ++c) {
+    own_fetch.Bytes(kStripTokens * 2);
     const auto* words = reinterpret_cast<const uint32_t*>(labels + c * kBlockTokens * 2);
     VF label[kStrip];
 #pragma GCC unroll 2
@@ -64,6 +66,7 @@ HWY_INLINE void HeadScores(const std::byte* HWY_RESTRICT labels, size_t channels
       }
     }
   }
+  fetch = own_fetch;
 #pragma GCC unroll 4
   for (size_t h = 0; h < kHeads; ++h) {
 #pragma GCC unroll 4
@@ -89,13 +92,13 @@ HWY_INLINE void ByHeads(size_t group, const Function& function) {
 // The pooled scores of a page, all kBlockTokens of them. `normaliser`: of this KV head.
 template <Pooling kPooling>
 void ScorePage(const std::byte* labels, size_t channels, size_t group, const float* query,
-               const float* normaliser, float* HWY_RESTRICT scores) {
+               const float* normaliser, LabelFetch& fetch, float* HWY_RESTRICT scores) {
   const DF d;
   for (size_t t = 0; t < kBlockTokens; t += kStripTokens) {
     Strip pooled;
     ByHeads(group, [&]<size_t kHeads>(size_t g) {
       Strip shares[kHeads];
-      HeadScores<kHeads>(labels + t * 2, channels, query + g * channels, shares);
+      HeadScores<kHeads>(labels + t * 2, channels, query + g * channels, fetch, shares);
 #pragma GCC unroll 4
       for (size_t h = 0; h < kHeads; ++h) {
 #pragma GCC unroll 4
@@ -129,12 +132,12 @@ void ScoreChunkPooled(const ScoreJob& job, uint32_t chunk) {
     const uint32_t skipped = job.Skipped(page), valid = job.Valid(page);
     const bool whole = skipped == 0 && valid == kBlockTokens;
     for (uint32_t kv_head = job.first_head; kv_head < job.end_head; ++kv_head) {
-      FetchAhead(job, page, kv_head);
+      LabelFetch fetch(job, page, kv_head);
       float* scores = job.Scores(kv_head, page);
       HWY_ALIGN float part[kBlockTokens];  // labels beyond the last token are undefined
       ScorePage<kPooling>(job.item->labels.Head(kv_head, page), job.channels(), args.group,
                           job.Query(kv_head), job.normaliser + size_t{2} * kv_head * args.group,
-                          whole ? scores : part);
+                          fetch, whole ? scores : part);
       if (!whole) memcpy(scores + skipped, part + skipped, (valid - skipped) * sizeof(float));
     }
   }
@@ -204,11 +207,12 @@ void NormaliseChunk(const ScoreJob& job, uint32_t chunk) {
       Normaliser heads[kHeads];
       for (Normaliser& head : heads) head.Start();
       for (uint32_t page = job.ChunkBegin(chunk); page < job.ChunkEnd(chunk); ++page) {
-        if (g == 0) FetchAhead(job, page, kv_head);
+        LabelFetch fetch(job, page, kv_head);
         const std::byte* labels = job.item->labels.Head(kv_head, page);
         for (size_t t = 0; t < kBlockTokens; t += kStripTokens) {
           Strip shares[kHeads];
-          HeadScores<kHeads>(labels + t * 2, channels, job.Query(kv_head) + g * channels, shares);
+          HeadScores<kHeads>(labels + t * 2, channels, job.Query(kv_head) + g * channels, fetch,
+                             shares);
           for (size_t h = 0; h < kHeads; ++h) {
             heads[h].Add(shares[h], t, job.Skipped(page), job.Valid(page));
           }

@@ -43,7 +43,8 @@ struct CodedPage {
 // scores[h][token] of the strip's tokens, for kHeads query heads; `codes`: theirs, `stride` apart.
 template <uint32_t kBits, size_t kHeads>
 HWY_INLINE void StripScores(const CodedPage& page, size_t words, const uint32_t* HWY_RESTRICT codes,
-                            size_t stride, float (*HWY_RESTRICT scores)[kBlockTokens]) {
+                            size_t stride, LabelFetch& fetch,
+                            float (*HWY_RESTRICT scores)[kBlockTokens]) {
   constexpr uint32_t kPairs = 16 / kBits;
   const DF d;
   const DI di;
@@ -55,7 +56,9 @@ HWY_INLINE void StripScores(const CodedPage& page, size_t words, const uint32_t*
 #pragma GCC unroll 4
     for (size_t i = 0; i < kStrip; ++i) sums[h][i] = hn::Zero(di);
   }
+  fetch.Bytes(kStripTokens * 4);  // scales
   for (size_t w = 0; w < words; ++w) {
+    fetch.Bytes(kStripTokens * 4);
     VI word[kStrip];
 #pragma GCC unroll 4
     for (size_t i = 0; i < kStrip; ++i) {
@@ -97,7 +100,7 @@ HWY_INLINE void StripScores(const CodedPage& page, size_t words, const uint32_t*
 // scores[h]: of a page's tokens, all of them, for kHeads query heads from `head` of the KV head on.
 template <size_t kHeads>
 HWY_INLINE void PageScores(const ScoreJob& job, uint32_t page, uint32_t kv_head, size_t head,
-                           float (*HWY_RESTRICT scores)[kBlockTokens]) {
+                           LabelFetch& fetch, float (*HWY_RESTRICT scores)[kBlockTokens]) {
   const LabelLayout& layout = *job.item->labels.layout;
   const std::byte* labels = job.item->labels.Head(kv_head, page);
   const size_t stride = job.code_words(), words = layout.words();
@@ -105,7 +108,7 @@ HWY_INLINE void PageScores(const ScoreJob& job, uint32_t page, uint32_t kv_head,
   const auto strips = [&]<uint32_t kBits>() {
     for (size_t t = 0; t < kBlockTokens; t += kStripTokens) {
       auto* strip = reinterpret_cast<float(*)[kBlockTokens]>(scores[0] + t);
-      StripScores<kBits, kHeads>(CodedPage(labels, t), words, codes, stride, strip);
+      StripScores<kBits, kHeads>(CodedPage(labels, t), words, codes, stride, fetch, strip);
     }
   };
   switch (layout.format) {
@@ -123,21 +126,22 @@ template <typename Function>
 HWY_INLINE void ByHeads(const ScoreJob& job, uint32_t page, uint32_t kv_head,
                         const Function& function) {
   HWY_ALIGN float scores[4][kBlockTokens];
+  LabelFetch fetch(job, page, kv_head);
   const size_t group = job.args->group;
   for (size_t head = 0; head < group; head += 4) {
     const size_t count = HWY_MIN(group - head, size_t{4});
     switch (count) {
       case 1:
-        PageScores<1>(job, page, kv_head, head, scores);
+        PageScores<1>(job, page, kv_head, head, fetch, scores);
         break;
       case 2:
-        PageScores<2>(job, page, kv_head, head, scores);
+        PageScores<2>(job, page, kv_head, head, fetch, scores);
         break;
       case 3:
-        PageScores<3>(job, page, kv_head, head, scores);
+        PageScores<3>(job, page, kv_head, head, fetch, scores);
         break;
       default:
-        PageScores<4>(job, page, kv_head, head, scores);
+        PageScores<4>(job, page, kv_head, head, fetch, scores);
     }
     function(head, count, scores);
   }
@@ -165,7 +169,6 @@ void CodedScoreChunk(const ScoreJob& job, uint32_t chunk) {
   for (uint32_t page = job.ChunkBegin(chunk); page < job.ChunkEnd(chunk); ++page) {
     const uint32_t skipped = job.Skipped(page), valid = job.Valid(page);
     for (uint32_t kv_head = job.first_head; kv_head < job.end_head; ++kv_head) {
-      FetchAhead(job, page, kv_head);
       const float* norms = job.normaliser + size_t{2} * kv_head * args.group;
       HWY_ALIGN float pooled[kBlockTokens];  // labels beyond the last token are undefined
       ByHeads(job, page, kv_head,
@@ -209,7 +212,6 @@ void CodedNormaliseChunk(const ScoreJob& job, uint32_t chunk) {
       partials[2 * h + 1] = 0;
     }
     for (uint32_t page = job.ChunkBegin(chunk); page < job.ChunkEnd(chunk); ++page) {
-      FetchAhead(job, page, kv_head);
       ByHeads(job, page, kv_head, [&](size_t head, size_t count, float(*scores)[kBlockTokens]) {
         for (size_t h = 0; h < count; ++h) {
           AddToNormaliser(scores[h], job.Skipped(page), job.Valid(page), partials + (head + h) * 2);

@@ -61,26 +61,37 @@ struct ScoreJob {
   }
 };
 
-// Pages that are fetched side by side, while as many before them are scored: pages lie apart, and
-// memory serves lines of several at once faster than one page after the other.
+// How far ahead of its use a page is fetched.
 inline constexpr uint32_t kFetchPages = 8;
-static_assert(kTaskPages % kFetchPages == 0);
 
-// The share of (page, kv_head) in fetching the kFetchPages pages after its own.
-inline void FetchAhead(const ScoreJob& job, uint32_t page, uint32_t kv_head) {
-  constexpr size_t kLine = 64;
-  const LabelTable& labels = job.item->labels;
-  const uint32_t first = (page / kFetchPages + 1) * kFetchPages;
-  const uint32_t end = first + kFetchPages < job.pages() ? first + kFetchPages : job.pages();
-  const size_t heads = job.end_head - job.first_head;
-  const size_t step = page % kFetchPages * heads + (kv_head - job.first_head);
-  const size_t lines = labels.layout->head_stride() / kLine;  // times heads: of a page
-  for (size_t i = step * lines / kFetchPages; i < (step + 1) * lines / kFetchPages; ++i) {
-    for (uint32_t ahead = first; ahead < end; ++ahead) {
-      __builtin_prefetch(labels.Head(job.first_head, ahead) + i * kLine, 0, 2);
+// Fetches a KV head's labels of the page that comes kFetchPages after another one, while that is
+// scored: line by line, evenly over the work, as what is asked for in one burst keeps the loads
+// behind it waiting.
+class LabelFetch {
+ public:
+  LabelFetch(const ScoreJob& job, uint32_t page, uint32_t kv_head) {
+    if (page + kFetchPages >= job.pages()) return;
+    const LabelTable& labels = job.item->labels;
+    next_ = labels.Head(kv_head, page + kFetchPages);
+    end_ = next_ + labels.layout->head_stride();
+  }
+
+  // So many bytes of the page have been read since the last call.
+  void Bytes(size_t bytes) {
+    due_ += bytes;
+    if (due_ < kLine) return;
+    for (; due_ >= kLine && next_ < end_; due_ -= kLine, next_ += kLine) {
+      __builtin_prefetch(next_, 0, 2);
     }
   }
-}
+
+ private:
+  static constexpr size_t kLine = 64;
+
+  const std::byte* next_ = nullptr;
+  const std::byte* end_ = nullptr;
+  size_t due_ = 0;
+};
 
 // What is done with the pages of a chunk: kSoftmaxMass's first pass, then the scores.
 struct ScorePasses {
