@@ -18,7 +18,7 @@ constexpr const char* kColours[] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7", 
                                     "#b3a100", "#c00000", "#4b8b3b", "#2f4f8f"};
 
 std::string Mark(size_t kind, double x, double y, const char* colour) {
-  switch (kind % 4) {
+  switch (kind % 6) {
     case 0:
       return absl::StrFormat("<circle cx='%.1f' cy='%.1f' r='3.5' fill='%s'/>", x, y, colour);
     case 1:
@@ -26,9 +26,19 @@ std::string Mark(size_t kind, double x, double y, const char* colour) {
                              y - 3.5, colour);
     case 2:
       return absl::StrFormat("<path d='M%.1f %.1fl4.5 8h-9z' fill='%s'/>", x, y - 5, colour);
-    default:
+    case 3:
       return absl::StrFormat("<path d='M%.1f %.1fl5 5l-5 5l-5 -5z' fill='%s'/>", x, y - 5, colour);
+    case 4:
+      return absl::StrFormat("<path d='M%.1f %.1fl4.5 -8h-9z' fill='%s'/>", x, y + 5, colour);
+    default:
+      return absl::StrFormat("<path d='M%.1f %.1fl8 8m0 -8l-8 8' stroke='%s' stroke-width='2'/>",
+                             x - 4, y - 4, colour);
   }
+}
+
+// At most what so many characters take, in pixels: browsers choose the font.
+double TextWidth(const std::string& text, double font_size) {
+  return 0.65 * font_size * static_cast<double>(text.size());
 }
 
 std::string Text(double x, double y, const char* anchor, const std::string& text,
@@ -139,7 +149,9 @@ std::string OneLine(const Plane& plane, const PlotLine& line, size_t index) {
          svg;
 }
 
+// Wide enough for its title.
 std::string Frame(double width, double height, const std::string& title, const std::string& body) {
+  width = std::max(width, 16 + TextWidth(title, 14));
   return absl::StrFormat(
       "<svg viewBox='0 0 %.0f %.0f' width='%.0f' height='%.0f' role='img' "
       "aria-label='%s' font-family='sans-serif' font-size='12'>"
@@ -179,12 +191,12 @@ std::string Escape(const std::string& text) {
 std::string Plot::ToSvg() const {
   const Plane plane = {*this, YRange(*this)};
   std::string body = Axes(plane);
-  double legend = kTop + 8;
+  double legend = kTop + 8, width = kWidth;
   const double at = plane.Y(reference);
   body += Line(kLeft, at, kRight, at, "stroke='#222' stroke-dasharray='2 3'");
   body += Line(kRight + 16, legend - 4, kRight + 40, legend - 4,
                "stroke='#222' stroke-dasharray='2 3'");
-  body += Text(kRight + 46, legend, "start", reference_name);
+  body += Text(kRight + 46, legend, "start", reference_name, " font-size='11'");
   for (size_t i = 0; i < lines.size(); ++i) {
     legend += 20;
     const char* colour = kColours[i % std::size(kColours)];
@@ -195,8 +207,9 @@ std::string Plot::ToSvg() const {
                      .c_str());
     body += Mark(i, kRight + 28, legend - 4, colour);
     body += Text(kRight + 46, legend, "start", lines[i].name, " font-size='11'");
+    width = std::max(width, kRight + 54 + TextWidth(lines[i].name, 11));
   }
-  return Frame(kWidth, std::max(kHeight, legend + 20), title, body);
+  return Frame(width, std::max(kHeight, legend + 20), title, body);
 }
 
 std::string HeatMap::ToSvg() const {
@@ -224,8 +237,9 @@ std::string HeatMap::ToSvg() const {
                    absl::StrFormat("%.2f", values[r][c]), ink);
     }
   }
-  const double width = std::max(kFromLeft + kCell * static_cast<double>(columns) + 12, 320.0);
-  return Frame(width, kFromTop + 20 * static_cast<double>(values.size()) + 12, title, body);
+  const double width = kFromLeft + kCell * static_cast<double>(columns) + 12;
+  return Frame(std::max(width, 320.0), kFromTop + 20 * static_cast<double>(values.size()) + 12,
+               title, body);
 }
 
 }  // namespace sparsekv

@@ -234,8 +234,9 @@ TEST(Eval, TheReportStandsAlone) {
   const std::string html = Read(page);
   EXPECT_EQ(html.find("http"), std::string::npos);  // nothing is loaded from anywhere
   EXPECT_EQ(html.find("<script"), std::string::npos);
-  for (const char* part : {"<svg", "bytes read per decode step", "accuracy, %", "fingerprint",
-                           "double-sparsity", "Settings", "20"}) {
+  for (const char* part :
+       {"<svg", "bytes read per decode step", "accuracy, %", "fingerprint", "double-sparsity",
+        "Settings", "20", "change, points", " channels of 64 in "}) {
     EXPECT_NE(html.find(part), std::string::npos) << part;
   }
 }

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <map>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -18,6 +19,7 @@ constexpr char kHead[] =
     "table{border-collapse:collapse;margin:1em 0;font-size:12.5px}"
     "td,th{padding:3px 7px;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}"
     "td:first-child,th:first-child{text-align:left}th{background:#f4f4f4}"
+    "td:first-child{white-space:normal;overflow-wrap:anywhere;min-width:9em}"
     "dt{font-weight:bold}dd{margin:0 0 .4em 0}svg{max-width:100%%;height:auto}"
     "tr.dense td{background:#fafad2}details{margin:1em 0}</style></head><body>\n";
 
@@ -43,6 +45,11 @@ constexpr char kHow[] =
     "after (the window's last tokens; the question and its answer) is decoded token by token under "
     "the policy.</dd></dl>\n";
 
+std::string Sentence(std::string text) {
+  if (!text.empty()) text[0] = absl::ascii_toupper(static_cast<unsigned char>(text[0]));
+  return text + ".";
+}
+
 std::string Percent(double share) { return absl::StrFormat("%.2f %%", 100 * share); }
 
 bool Perplexity(const TaskSummary& task) { return task.metric == Metric::kPerplexity; }
@@ -53,23 +60,25 @@ std::string ScoreText(const TaskSummary& task, double value) {
 }
 
 std::string Table(const TaskSummary& task) {
+  const bool recall =
+      std::ranges::any_of(task.candidates, [](const auto& c) { return c.recall.has_value(); });
   std::string html = absl::StrFormat(
-      "<table><tr><th>policy</th><th>budget</th><th>%s</th><th>interval</th><th>change</th>"
-      "<th>interval</th><th>rows</th><th>of all</th><th>bytes</th><th>KiB a step</th>"
-      "<th>recall</th></tr>\n",
-      Perplexity(task) ? "perplexity"
-                       : (task.name == "recall" ? "attention captured" : "accuracy"));
+      "<table><tr><th>policy</th><th>budget</th><th>%s</th><th>its interval</th>"
+      "<th>change, %s</th><th>its interval</th><th>rows</th><th>rows, share</th>"
+      "<th>bytes, share</th><th>KiB a step</th>%s</tr>\n",
+      Perplexity(task) ? "perplexity" : (task.name == "recall" ? "attention captured" : "accuracy"),
+      Perplexity(task) ? "%" : "points", recall ? "<th>recall</th>" : "");
   for (const CandidateSummary& c : task.candidates) {
-    absl::StrAppendFormat(&html,
-                          "<tr%s><td>%s</td><td>%s</td><td>%s</td><td>%s .. %s</td><td>%+.2f</td>"
-                          "<td>%+.2f .. %+.2f</td><td>%.1f</td><td>%s</td><td>%s</td><td>%.1f</td>"
-                          "<td>%s</td></tr>\n",
-                          c.policy == "dense" ? " class='dense'" : "", Escape(c.policy),
-                          Escape(c.budget), ScoreText(task, c.value.value),
-                          ScoreText(task, c.value.low), ScoreText(task, c.value.high),
-                          100 * c.change.value, 100 * c.change.low, 100 * c.change.high,
-                          c.mean_rows, Percent(c.rows_share), Percent(c.bytes_share),
-                          c.bytes_per_step / 1024, c.recall ? Percent(*c.recall) : "");
+    absl::StrAppendFormat(
+        &html,
+        "<tr%s><td>%s</td><td>%s</td><td>%s</td><td>%s .. %s</td><td>%+.2f</td>"
+        "<td>%+.2f .. %+.2f</td><td>%.1f</td><td>%s</td><td>%s</td><td>%.1f</td>"
+        "%s</tr>\n",
+        c.policy == "dense" ? " class='dense'" : "", Escape(c.policy), Escape(c.budget),
+        ScoreText(task, c.value.value), ScoreText(task, c.value.low), ScoreText(task, c.value.high),
+        100 * c.change.value, 100 * c.change.low, 100 * c.change.high, c.mean_rows,
+        Percent(c.rows_share), Percent(c.bytes_share), c.bytes_per_step / 1024,
+        recall ? absl::StrCat("<td>", c.recall ? Percent(*c.recall) : "", "</td>") : "");
   }
   return html + "</table>\n";
 }
@@ -124,8 +133,19 @@ std::string Heads(const TaskSummary& task, size_t kv_heads) {
   return absl::StrCat("<details><summary>By layer and KV head</summary>", html, "</details>\n");
 }
 
+// What the label cache of `double-sparsity` holds where the policy's name says nothing else.
+std::string LabelsText(const nlohmann::ordered_json& settings) {
+  const auto channels = settings.find("channels");
+  if (channels == settings.end() || !channels->is_object()) return "";
+  return absl::StrFormat(" Labels: %d channels of %d in %s, chosen by %s.",
+                         channels->at("count").get<int>(), settings.at("head_dim").get<int>(),
+                         Escape(channels->at("label_format").get<std::string>()),
+                         Escape(channels->at("criterion").get<std::string>()));
+}
+
 std::string SettingsTable(const nlohmann::ordered_json& settings) {
-  std::string html = "<h2>Settings</h2><table>";
+  std::string html =
+      "<h2>Settings</h2><p>0 or nothing: the default, or not for these tasks.</p><table>";
   for (const auto& [name, value] : settings.items()) {
     if (name == "candidates") continue;
     const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
@@ -145,16 +165,16 @@ std::string EvalReport::ToHtml(const std::string& date) const {
       &html,
       "<h1>%s</h1><p>Made by <code>sparsekv eval</code> on %s. Model %s (fingerprint %s): %d "
       "layers, %d query heads, %d KV heads of %d, rows of %s. Contexts of %d tokens, seed "
-      "%d.</p>\n",
+      "%d.%s</p>\n",
       Escape(title), Escape(date), Escape(model),
       Escape(settings.at("fingerprint").get<std::string>()), settings.at("layers").get<int>(),
       settings.at("query_heads").get<int>(), settings.at("kv_heads").get<int>(),
       settings.at("head_dim").get<int>(), Escape(settings.at("rows").get<std::string>()),
-      settings.at("context").get<int>(), settings.at("seed").get<int>());
+      settings.at("context").get<int>(), settings.at("seed").get<int>(), LabelsText(settings));
   const bool bytes = settings.at("budget_unit") == "bytes";
   for (const TaskSummary& task : tasks) {
-    absl::StrAppendFormat(&html, "<h2>%s</h2><p>%s. %u cases, %.0f %s.</p>\n", Escape(task.name),
-                          Escape(task.about), task.cases, task.units,
+    absl::StrAppendFormat(&html, "<h2>%s</h2><p>%s %u cases, %.0f %s.</p>\n", Escape(task.name),
+                          Escape(Sentence(task.about)), task.cases, task.units,
                           Perplexity(task) || task.name == "recall" ? "tokens" : "questions");
     html += PlotOf(task, true).ToSvg();
     html += PlotOf(task, false).ToSvg();
