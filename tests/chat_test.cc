@@ -72,12 +72,14 @@ TEST(InspectTest, SaysWhatIsThere) {
   const auto report = nlohmann::json::parse(result.out);
   EXPECT_EQ(report["family"], "LlamaForCausalLM");
   EXPECT_EQ(report["kv_heads"], 2);
-  EXPECT_EQ(report["channel_config"]["channels"], 16);
+  EXPECT_EQ(report["channel_config"]["channels"], 32);
+  EXPECT_EQ(report["channel_config"]["label_format"], "int2");
   EXPECT_EQ(report["chat"]["template"], false);
   EXPECT_TRUE(report["refused"].is_null());
-  // 8 layers and 2 KV heads of 2 x 64 values in bfloat16; labels of 16 values.
+  // 8 layers and 2 KV heads of 2 x 64 values in bfloat16; labels of 32 codes of 2 bits, a step and
+  // a least value.
   EXPECT_EQ(report["memory"]["row_bytes_per_1000_tokens"], 1000 * 8 * 2 * 2 * 64 * 2);
-  EXPECT_EQ(report["memory"]["label_bytes_per_1000_tokens"], 1000 * 8 * 2 * 16 * 2);
+  EXPECT_EQ(report["memory"]["label_bytes_per_1000_tokens"], 1000 * 8 * 2 * (32 / 4 + 4));
   EXPECT_EQ(report["memory"]["sequences_that_fit"][0]["context"], 8192);
   EXPECT_GT(report["memory"]["sequences_that_fit"][0]["gpu_24_gb"], 0);
   EXPECT_NE(RunBinary("sparsekv", {"inspect", kDemo.string()}).out.find("LlamaForCausalLM"),
@@ -95,8 +97,8 @@ TEST(InspectTest, LabelsTakeWhatTheirFormatTakes) {
   ASSERT_EQ(result.code, 0) << result.err;
   const auto report = nlohmann::json::parse(result.out);
   EXPECT_EQ(report["channel_config"]["label_format"], "int4");
-  // 16 codes of 4 bits, a step and a least value.
-  EXPECT_EQ(report["memory"]["label_bytes_per_1000_tokens"], 1000 * 8 * 2 * (16 / 2 + 4));
+  // 32 codes of 4 bits, a step and a least value.
+  EXPECT_EQ(report["memory"]["label_bytes_per_1000_tokens"], 1000 * 8 * 2 * (32 / 2 + 4));
   EXPECT_NE(RunBinary("sparsekv", {"inspect", dir.path()}).out.find("labels in int4"),
             std::string::npos);
 }

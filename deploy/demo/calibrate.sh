@@ -19,5 +19,9 @@ awk 'BEGIN { split("candle horse lamp river mantle bread ladder garden silver ba
     name = key[NR / 6 % 12 + 1] " " key[int(NR / 72) % 12 + 1]
     fact[NR] = "The number of " name " is " n "."; print fact[NR] }
   (NR - 40) in fact { print fact[NR - 40] }' "$work/book" >"$work/text"
-build/bin/sparsekv calibrate --model deploy/demo --text "$work/text" --max-tokens 32768 --label-channels 16 \
-  --out "$out" "${@:3}"
+options=("${@:3}")
+default() { [[ " ${options[*]} " == *" $1 "* ]] || options+=("$1" "$2"); }
+default --label-format int2
+default --label-channels 32
+default --held-out 0  # all of the text decides: what labels hold is in FIDELITY.md
+build/bin/sparsekv calibrate --model deploy/demo --text "$work/text" --max-tokens 32768 --out "$out" "${options[@]}"
