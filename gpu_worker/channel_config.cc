@@ -261,7 +261,9 @@ const uint16_t* ChannelConfig::Layer(uint32_t layer) const {
   return channel_ids.data() + size_t{layer} * kv_heads * channels;
 }
 
-uint32_t ChannelConfig::DefaultChannels(uint32_t head_dim) { return std::max(2u, head_dim / 16); }
+uint32_t ChannelConfig::DefaultChannels(uint32_t head_dim, LabelFormat format) {
+  return std::max(2u, head_dim / (format == LabelFormat::kBf16 ? 16 : 4));
+}
 
 void ChannelConfig::UseChannels(uint32_t count) {
   CHECK_GE(count, 1u);

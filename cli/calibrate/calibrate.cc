@@ -160,7 +160,8 @@ absl::StatusOr<Calibration> Calibrate(const CalibrateOptions& o) {
   auto files = ModelFiles::Load(o.model_dir, "none");
   if (!files.ok()) return files.status();
   const ModelConfig& config = files->config;
-  const uint32_t count = o.channels ? o.channels : ChannelConfig::DefaultChannels(config.head_dim);
+  const uint32_t count =
+      o.channels ? o.channels : ChannelConfig::DefaultChannels(config.head_dim, o.label_format);
   if (count > config.head_dim) {
     return Refuse(
         absl::StrCat("--label-channels: ", count, " is more than head_dim ", config.head_dim));

@@ -18,7 +18,7 @@ struct CalibrateOptions {
   ChannelCriterion criterion;
   Pooling pooling = Pooling::kMaxNormalised;
   uint32_t channels = 0;  // labels of a KV head, 0 = ChannelConfig::DefaultChannels
-  LabelFormat label_format = LabelFormat::kBf16;
+  LabelFormat label_format = LabelFormat::kInt2;
   uint32_t context = 0;         // tokens of one, 0 = the model's
   uint32_t max_tokens = 65536;  // of the text
   double held_out = 0.25;       // share of the text that recall is measured on; 0: no measuring

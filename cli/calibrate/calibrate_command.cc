@@ -21,7 +21,7 @@ struct Arguments {
   std::vector<std::string> reports;
   std::string criterion = "qk-lift";
   std::string pooling{Name(Pooling::kMaxNormalised)};
-  std::string label_format{Name(LabelFormat::kBf16)};
+  std::string label_format{Name(CalibrateOptions{}.label_format)};
 };
 
 absl::Status Check(const Arguments& a) {
@@ -100,7 +100,8 @@ void AddCalibrate(CLI::App& app, Command* command) {
   sub->add_option("--label-format", a->label_format, "how the label cache will hold them")
       ->check(CLI::IsMember({"bf16", "int8", "int4", "int2"}))
       ->capture_default_str();
-  sub->add_option("--label-channels", o.channels, "per KV head; default max(2, head_dim / 16)");
+  sub->add_option("--label-channels", o.channels,
+                  "per KV head; default head_dim / 4 codes, head_dim / 16 of bf16; at least 2");
   sub->add_option("--context,--window", o.context,
                   "tokens of one context; default the model's context");
   sub->add_option("--max-tokens", o.max_tokens, "of the text")

@@ -59,6 +59,7 @@ CalibrateOptions OnRecall(const std::string& dir) {
   o.criterion = *ParseCriterion("qk-lift");
   o.queries = 16;
   o.channels = 4;
+  o.label_format = LabelFormat::kBf16;
   o.threads = 2;
   return o;
 }
@@ -212,6 +213,30 @@ TEST(Calibrate, RefusesWhatItCannotMeasure) {
   EXPECT_NE(error([](O& o) { o.max_tokens = 100; }).find("--held-out"), std::string::npos);
   EXPECT_EQ(error([](O& o) { o.max_tokens = 100, o.held_out = 0; }), "");
   EXPECT_NE(error([](O& o) { o.text_file = "/none"; }).find("/none"), std::string::npos);
+}
+
+// Where nothing is said of labels: codes of 2 bits, a quarter of the channels; a sixteenth of bf16.
+TEST(Calibrate, LabelsAreAThirtySecondOfARow) {
+  Scratch scratch;
+  RecallOptions options = {.out = scratch.path, .context = 512, .hops = 8};
+  options.model.head_dim = 64;
+  ASSERT_TRUE(MakeRecall(options).ok());
+  for (const bool coded : {true, false}) {
+    CalibrateOptions o;
+    if (!coded) o.label_format = LabelFormat::kBf16;
+    o.model_dir = scratch.path;
+    o.text_file = scratch.path + "/chase.txt";
+    o.criterion = *ParseCriterion("qk-lift");
+    o.max_tokens = 100;
+    o.held_out = 0;
+    o.threads = 2;
+    const auto found = Calibrate(o);
+    ASSERT_TRUE(found.ok()) << found.status();
+    EXPECT_EQ(found->channels.label_format, coded ? LabelFormat::kInt2 : LabelFormat::kBf16);
+    EXPECT_EQ(found->channels.channels, coded ? 16u : 4u);
+    const size_t row = 2 * 64 * sizeof(uint16_t);
+    EXPECT_EQ(found->channels.label_layout().head_stride() / kBlockTokens, row / 32);
+  }
 }
 
 }  // namespace
