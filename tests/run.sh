@@ -28,9 +28,11 @@ export TSAN_OPTIONS=suppressions=$PWD/tests/tsan.supp:ignore_noninstrumented_mod
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 code=0
-ctest --test-dir "$build" --output-on-failure --timeout 900 "${select[@]}" --verbose >"$log" 2>&1 || code=$?
+ctest --test-dir "$build" -j "$(nproc)" --output-on-failure --timeout 900 "${select[@]}" --verbose >"$log" 2>&1 || code=$?
 ((code == 0)) || grep -vE '^[0-9]+: \[ +(OK|RUN) ' "$log" | tail -n 400
 echo "skipped:"
-grep -A1 -E '^[0-9]+: .*: Skipped$' "$log" | grep -vE 'Skipped$|^--' | sort -u | sed 's/^[0-9]*:/ /' | grep . || echo "  nothing"
+# The line that a test prints after a skip, among those of tests that ran beside it.
+awk '/^[0-9]+: .*: Skipped$/ {skip[$1] = 1; next} skip[$1] {skip[$1] = 0; print}' "$log" |
+  sort -u | sed 's/^[0-9]*:/ /' | grep . || echo "  nothing"
 sed -n '/tests passed\|tests failed/,$p' "$log"
 exit "$code"
