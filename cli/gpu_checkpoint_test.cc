@@ -246,7 +246,7 @@ TEST_F(GpuCheckpointTest, DemoAgreesWithTheCpu) {
       // A prompt's products round their inputs to the weights' 16 bits, as the cpu's do not.
       {"prefill", 512, {}, 0.985},
       {"dense decode", 1, {}, 0.995},
-      // A key that is rounded the other way can change a label's codes of 2 bits, and so a selection.
+      // A key that is rounded the other way can change a label's codes, and so a selection.
       {"1/16 decode", 1, {0, 16}, 0.99}};
   for (const auto& one : cases) {
     const auto cuda = TopOne(*files, BackendKind::kCuda, ids, one.chunk, one.budget);

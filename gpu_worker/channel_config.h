@@ -61,8 +61,8 @@ struct ChannelConfig {
   const uint16_t* Layer(uint32_t layer) const;  // [kv_heads, channels]
   LabelLayout label_layout() const { return {layers, kv_heads, channels, label_format}; }
 
-  // max(2, head_dim / 16) of bf16, max(2, head_dim / 4) of codes. From head_dim 64 on labels of as
-  // many bf16 or int2 are at most 1/32 of a row of bf16.
+  // max(2, head_dim / 16) of bf16, max(2, head_dim / 4) of codes. At head_dim 64, 96, 128
+  // and 256 labels of as many bf16 or int2 are at most 1/32 of a row of bf16.
   static uint32_t DefaultChannels(uint32_t head_dim, LabelFormat format = LabelFormat::kBf16);
 
   // Takes the first `count` of each order as labels.  REQUIRES: 1 <= count <= head_dim.

@@ -134,6 +134,8 @@ struct CudaOptions {
   int device = -1;  // ordinal; -1 = the first that can run this build
   bool graphs = true;
   bool early_launch = true;  // kernels begin while the one before ends; changes no result
+  // Of a CTA of the products of few tokens, as if the device had no more; changes no result.
+  size_t most_shared_bytes = SIZE_MAX;
 };
 std::unique_ptr<Backend> MakeCudaBackend(const CudaOptions& options, std::string* why);
 

@@ -43,7 +43,7 @@ TEST_P(InvarianceTest, Linear) {
           ExpectSameBits(again.data() + t * outputs, whole.data() + order[t] * outputs, outputs,
                          "another order");
         }
-        for (uint32_t chunk : {1u, 2u, 3u, 5u, 7u, 8u, 50u, 97u}) {
+        for (uint32_t chunk : {1u, 2u, 3u, 5u, 7u, 8u, 9u, 16u, 50u, 97u}) {
           Output<float> part(size_t{chunk} * outputs);
           const uint32_t first = random.Between(0, tokens - chunk);
           run(backend(), x.data() + size_t{first} * inputs, chunk, part);
@@ -85,7 +85,7 @@ TEST_P(InvarianceTest, ProjectAndGateUp) {
     };
     Output<float> projected(size_t{tokens} * width), gated(projected.size());
     run(backend(), 0, tokens, projected, gated);
-    for (uint32_t chunk : {1u, 2u, 8u, 17u, tokens}) {
+    for (uint32_t chunk : {1u, 2u, 8u, 12u, 17u, tokens}) {
       const uint32_t first = random.Between(0, tokens - chunk);
       Output<float> part(size_t{chunk} * width), gated_part(part.size());
       run(other(), first, chunk, part, gated_part);

@@ -98,6 +98,7 @@ TEST_P(MatrixTest, LinearOfBatchesAndChunks) {
   CheckLinear(random, DType::kBF16, 1, 4096, 96);
   CheckLinear(random, DType::kF16, 3, 1000, 130);
   CheckLinear(random, DType::kBF16, 8, 2048, 40);
+  CheckLinear(random, DType::kBF16, 16, 4096, 40);
   CheckLinear(random, DType::kBF16, 17, 136, 72);
   CheckLinear(random, DType::kF16, 64, 512, 72);
   CheckLinear(random, DType::kBF16, 300, 264, 48);

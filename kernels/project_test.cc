@@ -38,7 +38,7 @@ constexpr Shape kShapes[] = {{1, 1024, 96, DType::kBF16},
                              {17, 100, 24, DType::kF32},
                              {64, 256, 48, DType::kF16},
                              {300, 72, 33, DType::kBF16},
-                             // So many outputs that a device takes more of them at a time.
+                             // More outputs than a device has multiprocessors for their tiles.
                              {17, 72, 4301, DType::kBF16},
                              {33, 136, 4300, DType::kF16}};
 

@@ -11,7 +11,10 @@ std::shared_ptr<Backend> Cuda(bool fast) {
   static auto* const backends = new std::shared_ptr<Backend>[2];
   std::string why;
   if (!backends[fast]) {
-    backends[fast] = MakeCudaBackend({.graphs = fast, .early_launch = fast}, &why);
+    backends[fast] = MakeCudaBackend({.graphs = fast,
+                                      .early_launch = fast,
+                                      .most_shared_bytes = fast ? SIZE_MAX : size_t{99} << 10},
+                                     &why);
   }
   return backends[fast];
 }

@@ -254,7 +254,7 @@ class BackendTest : public ::testing::TestWithParam<BackendCase> {
   Backend& backend() { return *backend_; }  // under test
   Backend& reference() { return *reference_; }
   // Another one whose results must have the same bits: the same instruction set on another number
-  // of threads; CUDA without graphs and early launch.
+  // of threads; CUDA without graphs and early launch, with the shared memory of a smaller device.
   Backend& other();
 
   bool cuda() const { return GetParam().kind == BackendCase::Kind::kCuda; }

@@ -20,7 +20,7 @@ awk 'BEGIN { split("candle horse lamp river mantle bread ladder garden silver ba
     fact[NR] = "The number of " name " is " n "."; print fact[NR] }
   (NR - 40) in fact { print fact[NR - 40] }' "$work/book" >"$work/text"
 options=("${@:3}")
-default() { [[ " ${options[*]} " == *" $1 "* ]] || options+=("$1" "$2"); }
+default() { [[ " ${options[*]} " == *" $1"[\ =]* ]] || options+=("$1" "$2"); }
 default --label-format int2
 default --label-channels 32
 default --held-out 0  # all of the text decides: what labels hold is in FIDELITY.md

@@ -76,11 +76,13 @@ class TileFetch {
   static constexpr size_t kLine = 64;
   static constexpr size_t kBurst = 2;
 
-  // `count` lines are due, 1 or 2.
+  // `count` more lines are due: the widest instruction set has up to two bursts at a time.
   HWY_INLINE void Lines(size_t count) {
-    due_ += count;
-    if (due_ < kBurst || row_ == last_) return;
-    due_ -= kBurst;
+    for (due_ += count; due_ >= kBurst && row_ != last_; due_ -= kBurst) FetchBurst();
+  }
+
+ private:
+  HWY_INLINE void FetchBurst() {
     const std::byte* from = row_[in_group_] + at_;
     __builtin_prefetch(from, 0, 2);
     __builtin_prefetch(from + kLine, 0, 2);
@@ -92,7 +94,6 @@ class TileFetch {
     row_ += group_;
   }
 
- private:
   static constexpr size_t kApart = 16;
   static_assert(kAttendTile % kApart == 0);
 

@@ -210,7 +210,7 @@ class Highest {
     }
   }
 
-  // Writes the tokens of the highest, ascending, and up to kLanes - 1 entries behind them. False:
+  // Writes the tokens of the highest, ascending, and up to kLanes entries behind them. False:
   // the bound was too high.
   bool Write(uint32_t* to) {
     if (found_ < want_) return false;

@@ -98,7 +98,7 @@ template <bool kGateUp, typename T, int kTokenTiles, uint32_t kStages>
 void LaunchSplit(Work work, Tape& tape) {
   using Large = few::Shape<kTokenTiles, kStages>;
   work.operands = SplitInputs<T, kTokenTiles>(work, tape);
-  if (Large::kSharedBytes <= tape.properties().sharedMemPerBlockOptin) {
+  if (Large::kSharedBytes <= tape.most_shared_bytes()) {
     LaunchShape<kGateUp, T, Large>(work, tape);
   } else {
     LaunchShape<kGateUp, T, few::Shape<kTokenTiles, kStages / 2>>(work, tape);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/cuda/begin_kernel.cuh"
 #include "kernels/cuda/linear_few_operands.cuh"
@@ -14,7 +15,7 @@
 // on the tokens or on how rows are divided, so a token's result depends on itself alone.
 //
 // Weights, and operands of more than 8 tokens, pass through a ring in shared memory by cp.async, so
-// that a multiprocessor has 60 to 150 KB on their way all the time. What is left to count is
+// that a multiprocessor has 50 to 160 KB on their way all the time. What is left to count is
 // instructions: there are few warps to hide each other's waiting.
 namespace sparsekv::cuda::few {
 
@@ -40,6 +41,7 @@ struct Work {
   uint32_t inputs;
   uint32_t accumulate;
 };
+static_assert(std::has_unique_object_representations_v<Work>);  // its bytes are a step's shape
 
 // A CTA: 8 warps, a part each, with kRowTiles x 16 rows and kTokenTiles x 8 tokens. Up to 8 tokens
 // are made operands by every CTA for itself, and a stage of the ring is a line; more come as

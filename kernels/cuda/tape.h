@@ -2,6 +2,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -49,6 +50,11 @@ class Tape {
 
   int multiprocessors() const { return properties_.multiProcessorCount; }
   const cudaDeviceProp& properties() const { return properties_; }
+  // That a CTA may have: what the device allows, or less where a smaller device is to be tried.
+  size_t most_shared_bytes() const {
+    return std::min(most_shared_bytes_, properties_.sharedMemPerBlockOptin);
+  }
+  void set_most_shared_bytes(size_t bytes) { most_shared_bytes_ = bytes; }
 
   // Forgets what was noted.
   void Begin(StepKind kind);
@@ -146,6 +152,7 @@ class Tape {
   void AllowSharedMemory(const void* function, uint32_t bytes);
 
   const bool graphs_, early_;
+  size_t most_shared_bytes_ = SIZE_MAX;
   cudaDeviceProp properties_{};
   cudaStream_t streams_[kLanes]{};
   bool follows_kernel_[kLanes]{};    // what is issued next, and nothing but a kernel

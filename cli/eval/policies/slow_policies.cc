@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <set>
 
+#include "kernels/label_query.h"
+
 namespace sparsekv::slow {
 
 namespace {
@@ -80,12 +82,14 @@ Rows DoubleSparsity(const Matrix& q, const Matrix& keys, const std::vector<uint3
   const auto tokens = static_cast<uint32_t>(keys.size());
   Vector scores(tokens, -1e300);
   for (const Vector& head : q) {
-    double norm = 0;
-    for (uint32_t c : channels) norm += head[c] * head[c];
+    float squares = 0;
+    for (uint32_t c : channels) squares += static_cast<float>(head[c] * head[c]);
     for (uint32_t t = 0; t < tokens; ++t) {
       double score = 0;
-      for (uint32_t c : channels) score += head[c] * keys[t][c];
-      scores[t] = std::max(scores[t], score / std::sqrt(norm));
+      for (uint32_t c : channels) {
+        score += LabelQuery(static_cast<float>(head[c]) / std::sqrt(squares)) * keys[t][c];
+      }
+      scores[t] = std::max(scores[t], score);
     }
   }
   Rows forced = LastOf(tokens, recent);
