@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <sstream>
 
 #include "cli/recall/recall.h"
@@ -242,13 +243,17 @@ TEST_F(GpuCheckpointTest, DemoAgreesWithTheCpu) {
     uint32_t chunk;
     RowBudget budget;
     double least;
+    std::optional<LabelFormat> labels = {};  // else the shipped ones
   } cases[] = {
       // A prompt's products round their inputs to the weights' 16 bits, as the cpu's do not.
       {"prefill", 512, {}, 0.985},
       {"dense decode", 1, {}, 0.995},
+      {"1/16 decode, bf16 labels", 1, {0, 16}, 0.995, LabelFormat::kBf16},
       // A key that is rounded the other way can change a label's codes, and so a selection.
-      {"1/16 decode", 1, {0, 16}, 0.99}};
+      {"1/16 decode, the shipped labels", 1, {0, 16}, 0.99}};
+  const LabelFormat shipped = files->channels->label_format;
   for (const auto& one : cases) {
+    files->channels->label_format = one.labels.value_or(shipped);
     const auto cuda = TopOne(*files, BackendKind::kCuda, ids, one.chunk, one.budget);
     const auto cpu = TopOne(*files, BackendKind::kCpu, ids, one.chunk, one.budget);
     ASSERT_EQ(cuda.size(), cpu.size());

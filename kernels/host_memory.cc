@@ -12,7 +12,7 @@ constexpr size_t kAlign = 256;
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kLarge = 16 * kHugePage;
 
-// Labels and rows are read at random: with pages of 4 KiB half of that is looking up addresses.
+// Labels and rows are read at random: with pages of 4 KiB a third of that is looking up addresses.
 // Advice, which the kernel may not take.
 void AskForHugePages(std::byte* memory, size_t bytes) {
   if (bytes < kLarge) return;

@@ -4,6 +4,7 @@
 
 #include "base/concat.h"
 #include "base/one_line.h"
+#include "coordinator/tokenizer/utf8.h"
 
 namespace sparsekv::tokenizer {
 namespace {
@@ -86,7 +87,11 @@ void JsonCursor::Fail(std::string_view what) const {
 void JsonCursor::Record(absl::StatusCode code, std::string_view what) const {
   if (failed()) return;
   std::string place = path_.empty() ? "the document" : path_;  // with names that the file chose
-  if (place.size() > kMaxPlaceBytes) place = place.substr(0, kMaxPlaceBytes) + "...";
+  if (place.size() > kMaxPlaceBytes) {
+    place.resize(kMaxPlaceBytes);
+    place.resize(ValidUtf8Prefix(place));  // a character that was cut
+    place += "...";
+  }
   *first_error_ = absl::Status(code, Concat(file_, ": ", OneLine(Concat(place, " ", what))));
 }
 

@@ -119,6 +119,9 @@ TEST(TokenizerErrors, Vocabulary) {
             "tokenizer.json: model.vocab.x?y is missing");
   EXPECT_EQ(ErrorAfter([](json& j) { j["model"]["vocab"][std::string(1000, 'x')] = nullptr; }),
             "tokenizer.json: model.vocab." + std::string(388, 'x') + "... is missing");
+  const std::string whole(387, 'x');  // and a character of two bytes, of which one would be left
+  EXPECT_EQ(ErrorAfter([&](json& j) { j["model"]["vocab"][whole + "\u00e9\u00e9"] = nullptr; }),
+            "tokenizer.json: model.vocab." + whole + "... is missing");
   const std::string twice = ErrorAfter([](json& j) { j["model"]["vocab"]["x"] = 5; });
   EXPECT_NE(twice.find("tokenizer.json: model.vocab gives the id 5 to "), twice.npos) << twice;
   EXPECT_EQ(ErrorAfter([](json& j) { j["model"].erase("vocab"); }),

@@ -207,7 +207,8 @@ void NormaliseChunk(const ScoreJob& job, uint32_t chunk) {
       Normaliser heads[kHeads];
       for (Normaliser& head : heads) head.Start();
       for (uint32_t page = job.ChunkBegin(chunk); page < job.ChunkEnd(chunk); ++page) {
-        LabelFetch fetch(job, page, kv_head);
+        LabelFetch fetch;  // the first heads' pass brings the pages for all
+        if (g == 0) fetch = LabelFetch(job, page, kv_head);
         const std::byte* labels = job.item->labels.Head(kv_head, page);
         for (size_t t = 0; t < kBlockTokens; t += kStripTokens) {
           Strip shares[kHeads];

@@ -56,9 +56,10 @@ HWY_INLINE void StripScores(const CodedPage& page, size_t words, const uint32_t*
 #pragma GCC unroll 4
     for (size_t i = 0; i < kStrip; ++i) sums[h][i] = hn::Zero(di);
   }
-  fetch.Bytes(kStripTokens * 4);  // scales
+  LabelFetch own_fetch = fetch;       // in registers
+  own_fetch.Bytes(kStripTokens * 4);  // scales
   for (size_t w = 0; w < words; ++w) {
-    fetch.Bytes(kStripTokens * 4);
+    own_fetch.Bytes(kStripTokens * 4);
     VI word[kStrip];
 #pragma GCC unroll 4
     for (size_t i = 0; i < kStrip; ++i) {
@@ -81,6 +82,7 @@ HWY_INLINE void StripScores(const CodedPage& page, size_t words, const uint32_t*
       for (size_t i = 0; i < kStrip; ++i) word[i] = hn::ShiftRight<kBits>(word[i]);
     }
   }
+  fetch = own_fetch;
 #pragma GCC unroll 4
   for (size_t i = 0; i < kStrip; ++i) {
     const VF step = LoadFloats(page.steps + i * kLanes);

@@ -69,6 +69,7 @@ inline constexpr uint32_t kFetchPages = 8;
 // behind it waiting.
 class LabelFetch {
  public:
+  LabelFetch() = default;  // nothing
   LabelFetch(const ScoreJob& job, uint32_t page, uint32_t kv_head) {
     if (page + kFetchPages >= job.pages()) return;
     const LabelTable& labels = job.item->labels;
@@ -78,9 +79,7 @@ class LabelFetch {
 
   // So many bytes of the page have been read since the last call.
   void Bytes(size_t bytes) {
-    due_ += bytes;
-    if (due_ < kLine) return;
-    for (; due_ >= kLine && next_ < end_; due_ -= kLine, next_ += kLine) {
+    for (due_ += bytes; due_ >= kLine && next_ < end_; due_ -= kLine, next_ += kLine) {
       __builtin_prefetch(next_, 0, 2);
     }
   }

@@ -17,13 +17,15 @@ using few::kMostOutputs;
 using few::kTileTokens;
 using few::Work;
 
+constexpr uint32_t kPlainWarps = 8;
+
 // Any type, any alignment: a warp per output, its lanes' sums added at the end.
 template <typename T>
 __global__ void PlainKernel(const float* x, const T* weight, float* y, uint32_t tokens,
                             uint32_t inputs, uint32_t outputs, bool accumulate) {
   BeginKernel();
   const uint32_t lane = threadIdx.x % 32;
-  const uint32_t output = blockIdx.x * few::kParts + threadIdx.x / 32;
+  const uint32_t output = blockIdx.x * kPlainWarps + threadIdx.x / 32;
   const uint32_t first = blockIdx.y * kTileTokens;
   if (output >= outputs) return;
   float sums[kTileTokens] = {};
@@ -51,9 +53,9 @@ void LaunchPlain(const LinearArgs& args, Tape& tape) {
   WithType(args.weight.dtype, [&](auto type) {
     using T = decltype(type);
     tape.Launch(PlainKernel<T>,
-                dim3((args.weight.rows + few::kParts - 1) / few::kParts,
+                dim3((args.weight.rows + kPlainWarps - 1) / kPlainWarps,
                      (args.tokens + kTileTokens - 1) / kTileTokens),
-                few::kParts * 32, 0, args.x, static_cast<const T*>(args.weight.data), args.y,
+                kPlainWarps * 32, 0, args.x, static_cast<const T*>(args.weight.data), args.y,
                 args.tokens, args.weight.cols, args.weight.rows, args.accumulate);
   });
 }

@@ -50,7 +50,8 @@ class Tape {
 
   int multiprocessors() const { return properties_.multiProcessorCount; }
   const cudaDeviceProp& properties() const { return properties_; }
-  // That a CTA may have: what the device allows, or less where a smaller device is to be tried.
+  // That a CTA may have: what the device allows, or less where a smaller device is to be tried (by
+  // operations that choose between shapes by it).
   size_t most_shared_bytes() const {
     return std::min(most_shared_bytes_, properties_.sharedMemPerBlockOptin);
   }

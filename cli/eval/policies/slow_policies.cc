@@ -82,6 +82,7 @@ Rows DoubleSparsity(const Matrix& q, const Matrix& keys, const std::vector<uint3
   const auto tokens = static_cast<uint32_t>(keys.size());
   Vector scores(tokens, -1e300);
   for (const Vector& head : q) {
+    // Queries are rounded as a worker rounds them: a near tie is decided by what it multiplies.
     float squares = 0;
     for (uint32_t c : channels) squares += static_cast<float>(head[c] * head[c]);
     for (uint32_t t = 0; t < tokens; ++t) {
