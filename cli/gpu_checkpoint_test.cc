@@ -201,11 +201,13 @@ TEST_F(GpuCheckpointTest, WholeBudgetIsDense) {
 
 // Logits after every token, teacher-forced: the highest token of each.
 std::vector<uint32_t> TopOne(const ModelFiles& files, BackendKind backend,
-                             const std::vector<uint32_t>& ids, uint32_t chunk, RowBudget budget) {
+                             const std::vector<uint32_t>& ids, uint32_t chunk, RowBudget budget,
+                             bool exact_prompts) {
   const auto tokens = static_cast<uint32_t>(ids.size());
   auto runner = LocalRunner::Make(files, {.max_tokens = tokens,
                                           .chunk_tokens = chunk,
                                           .backend = backend,
+                                          .exact_prompts = exact_prompts,
                                           .rows = {.in_place = backend != BackendKind::kCuda},
                                           .placement = RowPlacement::kResident,
                                           .selection = budget.dense() ? 0 : budget.At(tokens)});
@@ -244,9 +246,12 @@ TEST_F(GpuCheckpointTest, DemoAgreesWithTheCpu) {
     RowBudget budget;
     double least;
     std::optional<LabelFormat> labels = {};  // else the shipped ones
+    bool exact_prompts = false;
   } cases[] = {
-      // A prompt's products round their inputs to the weights' 16 bits, as the cpu's do not.
+      // Most of a prompt's products round their inputs to the weights' 16 bits, as the cpu's do
+      // not.
       {"prefill", 512, {}, 0.985},
+      {"exact prefill", 512, {}, 0.995, {}, true},
       {"dense decode", 1, {}, 0.995},
       {"1/16 decode, bf16 labels", 1, {0, 16}, 0.995, LabelFormat::kBf16},
       // A key that is rounded the other way can change a label's codes, and so a selection.
@@ -254,8 +259,9 @@ TEST_F(GpuCheckpointTest, DemoAgreesWithTheCpu) {
   const LabelFormat shipped = files->channels->label_format;
   for (const auto& one : cases) {
     files->channels->label_format = one.labels.value_or(shipped);
-    const auto cuda = TopOne(*files, BackendKind::kCuda, ids, one.chunk, one.budget);
-    const auto cpu = TopOne(*files, BackendKind::kCpu, ids, one.chunk, one.budget);
+    const auto cuda =
+        TopOne(*files, BackendKind::kCuda, ids, one.chunk, one.budget, one.exact_prompts);
+    const auto cpu = TopOne(*files, BackendKind::kCpu, ids, one.chunk, one.budget, false);
     ASSERT_EQ(cuda.size(), cpu.size());
     const double agreement = Agreement(cuda, cpu);
     std::printf("deploy/demo, %s: top-1 agreement of cuda and cpu %.2f %% of %zu\n", one.name,

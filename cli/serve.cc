@@ -134,6 +134,8 @@ void AddOptions(CLI::App* app, ServeOptions* o) {
                   "channel config; default MODEL/channels.json where it exists; none = dense only");
   app->add_flag("--no-graphs", o->no_graphs, "cuda: launch every kernel of a step by itself");
   app->add_flag("--no-early-launch", o->no_early_launch, "cuda: begin kernels one after the other");
+  app->add_flag("--exact-prompts", o->exact_prompts,
+                "cuda: inputs of all of a prompt's products keep 16 bits; slower");
   app->add_option("--max-batch", o->max_batch, "sequences of one step")
       ->check(CLI::Range(1u, kMaxBatch))
       ->default_val(kMaxBatch);

@@ -28,6 +28,7 @@ struct ServeOptions {
   uint32_t max_batch = 0;
   bool no_graphs = false;
   bool no_early_launch = false;
+  bool exact_prompts = false;
   unsigned threads = 0;  // of each worker's cpu backend, 0 = every core
 
   // On the cpu, bringing rows to a "device" costs a copy and gains nothing, unless one of the

@@ -260,6 +260,7 @@ std::unique_ptr<ChildProcess> Server::DescribeWorker(uint32_t index) {
     arguments.Add("--backend", "cuda").Add("--device", plan_.backend.devices[index]);
     if (options_.no_graphs) arguments.AddFlag("--no-graphs");
     if (options_.no_early_launch) arguments.AddFlag("--no-early-launch");
+    if (options_.exact_prompts) arguments.AddFlag("--exact-prompts");
   }
   if (const RowMode rows = options_.row_mode(cuda); !rows.in_place) {
     arguments.Add("--hot-rows", rows.hot_rows)

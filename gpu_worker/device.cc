@@ -85,9 +85,11 @@ absl::Status Device::MakeBackend(const Options& options) {
     return ShareRows(options);
   }
   std::string why;
-  backend = MakeCudaBackend(
-      {.device = options.device, .graphs = options.graphs, .early_launch = options.early_launch},
-      &why);
+  backend = MakeCudaBackend({.device = options.device,
+                             .graphs = options.graphs,
+                             .early_launch = options.early_launch,
+                             .exact_prompts = options.exact_prompts},
+                            &why);
   if (!backend) return absl::FailedPreconditionError(why);
   return ShareRows(options);
 }

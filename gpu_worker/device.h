@@ -55,9 +55,10 @@ struct Device {
     uint32_t prefill_unit_tokens = 0;
     unsigned threads = 0;  // of the cpu backend, 0 = every core
     BackendKind backend = BackendKind::kCpu;
-    int device = -1;           // kCuda: CudaOptions::device
-    bool graphs = true;        // kCuda: decode steps are kept as graphs
-    bool early_launch = true;  // kCuda: kernels begin while the one before ends
+    int device = -1;             // kCuda: CudaOptions::device
+    bool graphs = true;          // kCuda: decode steps are kept as graphs
+    bool early_launch = true;    // kCuda: kernels begin while the one before ends
+    bool exact_prompts = false;  // kCuda: CudaOptions::exact_prompts
     // kCuda: makes another device instead; for tests.
     std::function<std::unique_ptr<Backend>()> make_backend;
     std::string share_lock_file;  // SharedRows::Options, with the next

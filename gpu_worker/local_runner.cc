@@ -34,6 +34,7 @@ absl::StatusOr<std::unique_ptr<LocalRunner>> LocalRunner::Make(const ModelFiles&
                                  .backend = options.backend,
                                  .graphs = options.graphs,
                                  .early_launch = options.early_launch,
+                                 .exact_prompts = options.exact_prompts,
                                  .make_backend = options.make_backend,
                                  .share_chunk_bytes = options.share_chunk_bytes,
                                  .row_layout = runner->segment_->layout(),

@@ -25,8 +25,9 @@ class LocalRunner {
     uint32_t chunk_tokens = 512;
     unsigned threads = 0;
     BackendKind backend = BackendKind::kCpu;
-    bool graphs = true;        // of a CUDA device
-    bool early_launch = true;  // likewise
+    bool graphs = true;          // of a CUDA device
+    bool early_launch = true;    // likewise
+    bool exact_prompts = false;  // likewise
     // Device::Options, both
     std::function<std::unique_ptr<Backend>()> make_backend;
     size_t share_chunk_bytes = size_t{256} << 20;

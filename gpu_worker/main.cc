@@ -34,6 +34,7 @@ struct Options {
   int device = 0;
   bool graphs = true;
   bool early_launch = true;
+  bool exact_prompts = false;
   RowMode rows;
   std::string link = "off";
   std::string fetch = "direct";
@@ -140,6 +141,7 @@ absl::Status RunWorker(const Options& options) {
                             .device = options.device,
                             .graphs = options.graphs,
                             .early_launch = options.early_launch,
+                            .exact_prompts = options.exact_prompts,
                             .share_lock_file = RegistrationLock(options),
                             .row_layout = (*segment)->layout(),
                             .row_pool = (*segment)->rows(),
@@ -200,6 +202,8 @@ int Main(int argc, char** argv) {
   app.add_option("--device", options.device, "which CUDA device")->check(CLI::Range(0, 63));
   app.add_flag("!--no-graphs", options.graphs, "launch every kernel of a step by itself");
   app.add_flag("!--no-early-launch", options.early_launch, "begin kernels one after the other");
+  app.add_flag("--exact-prompts", options.exact_prompts,
+               "inputs of all prompt products keep 16 bits");
   app.add_option(
       "--channels", options.channels_file,
       "channel config; default MODEL/channels.json where it exists; none = no selection");

@@ -134,6 +134,9 @@ struct CudaOptions {
   int device = -1;  // ordinal; -1 = the first that can run this build
   bool graphs = true;
   bool early_launch = true;  // kernels begin while the one before ends; changes no result
+  // The inputs of all products of a prompt keep 16 bits, as in decode steps: for comparing with a
+  // backend that rounds none. Twice their FLOPs, but for q, k, v and logits, which always do.
+  bool exact_prompts = false;
   // Of a CTA of the products of few tokens, as if the device had no more; changes no result.
   size_t most_shared_bytes = SIZE_MAX;
 };

@@ -126,6 +126,35 @@ TEST_P(MatrixTest, LinearOfInputsInTheWeightsType) {
   }
 }
 
+// CudaOptions::exact_prompts: a prompt's products are as near as those of decode steps, whole
+// pieces and others, added to what is there or not.
+TEST_P(MatrixTest, ExactPrompts) {
+  if (!cuda()) GTEST_SKIP() << "host backends round nothing";
+  std::string why;
+  const auto exact = MakeCudaBackend({.exact_prompts = true}, &why);
+  ASSERT_NE(exact, nullptr) << why;
+  Random random(9);
+  for (DType dtype : kDTypes) {
+    for (uint32_t tokens : {70u, 512u, 600u}) {
+      const uint32_t inputs = 264, outputs = 72;
+      const Weights weight(random, dtype, outputs, inputs, 1 / std::sqrt(float{inputs}));
+      const Shared<float> x = random.Normals(size_t{tokens} * inputs);
+      Output<float> expected(size_t{tokens} * outputs), got(expected.size());
+      for (bool accumulate : {false, true}) {
+        LinearArgs args{.x = x.data(),
+                        .tokens = tokens,
+                        .weight = weight.view,
+                        .y = expected.data(),
+                        .accumulate = accumulate};
+        reference().Linear(args);
+        args.y = got.data();
+        InStep(*exact, StepKind::kPrompt, [&] { exact->Linear(args); });
+        ExpectNear(got, expected, ProductTolerance(0, StepKind::kDecode));
+      }
+    }
+  }
+}
+
 TEST_P(MatrixTest, LinearKeepsSpecialValues) {
   // Subnormal, largest and signed zero weights come through the widening.
   for (DType dtype : kDTypes) {

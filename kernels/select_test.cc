@@ -431,6 +431,39 @@ TEST_P(ScoreThenSelectTest, ScoresThatASampleMisjudges) {
   }
 }
 
+// Rows of which one CTA scores more tokens than it keeps, and again and again drops what so many
+// are ahead of as are selected.
+TEST_P(ScoreThenSelectTest, PartsOfMoreTokensThanAreKept) {
+  if (!cuda()) GTEST_SKIP() << "no parts on this backend";
+  Random random(57);
+  for (Values values : {Values::kRandom, Values::kFew, Values::kSomeNan, Values::kEqual}) {
+    for (uint32_t group : {1u, 4u, 8u}) {
+      // So many rows that each has a CTA of its own.
+      Case test{.kv_heads = 8, .group = group, .channels = 4, .values = values};
+      for (uint32_t i = 0; i < 34; ++i) {
+        test.lengths.push_back(random.Between(i % 2 ? 70 : 14000, 24000));
+        const uint32_t least = AlwaysSetSize(test.lengths.back());
+        const uint32_t most = std::min(test.lengths.back(), group == 4 ? 14000u : 10000u);
+        test.counts.push_back(
+            random.Pick({least + 1, std::min(most, 2048u), most, random.Between(least, most)}));
+      }
+      Check(random, test);
+    }
+  }
+  for (uint32_t tokens : {300001u, 16 * 65536u}) {
+    for (uint32_t count : {300u, 2000u, 9900u, 10053u}) {
+      const auto height = [](uint32_t t) { return static_cast<float>(t / 80); };
+      CheckScores(random, tokens, count, height);
+      CheckScores(random, tokens, count, [&](uint32_t t) { return -height(t); });
+      CheckScores(random, tokens, count, [&](uint32_t t) { return height(t % 9973); });
+      CheckScores(random, tokens, count, [](uint32_t) { return 0.0f; });
+    }
+  }
+  // More selected than there is room for, and rows longer than all CTAs of a cluster take.
+  Check(random, {.group = 4, .lengths = {240000, 1000}, .counts = {20000, 300}});
+  Check(random, {.group = 4, .channels = 4, .lengths = {16 * 65536 + 1}, .counts = {2048}});
+}
+
 // The same step with other lengths; in it the operation twice.
 TEST_P(ScoreThenSelectTest, ADecodeStepComesAgain) {
   Random random(54);

@@ -170,6 +170,8 @@ void AddBenchPrefill(CLI::App& bench, Command* command) {
   sub->add_option("--backend", o->backend, "where it runs")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
+  sub->add_flag("--exact-prompts", o->exact_prompts,
+                "cuda: inputs of all of a prompt's products keep 16 bits");
   sub->add_option("--rounds", o->rounds, "repetitions after one that warms up")
       ->check(CLI::Range(0u, 100u))
       ->capture_default_str();

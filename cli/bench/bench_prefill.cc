@@ -44,6 +44,7 @@ absl::Status RunCase(const PrefillBenchOptions& o, uint32_t tokens, BenchReport*
          .chunk_tokens = PrefillUnitTokens(cuda),
          .threads = o.threads,
          .backend = kind,
+         .exact_prompts = o.exact_prompts,
          .rows = {.in_place = false},
          .placement = o.placement == "resident" ? RowPlacement::kResident : RowPlacement::kOffload,
          .selection = 2048});
@@ -63,6 +64,7 @@ absl::Status RunCase(const PrefillBenchOptions& o, uint32_t tokens, BenchReport*
                  {"shape", o.shape},
                  {"layers", files.config.layers},
                  {"tokens", tokens},
+                 {"exact_prompts", o.exact_prompts},
                  {"tokens_per_s", std::round(tokens / item.seconds_median)}};
   report->Add(std::move(item));
   return absl::OkStatus();

@@ -16,6 +16,7 @@ struct PrefillBenchOptions {
   std::vector<uint32_t> tokens = {32768};
   std::string placement = "offload";
   std::string backend = "cpu";
+  bool exact_prompts = false;
   uint32_t rounds = 3;
   uint32_t threads = 0;
   bool json = false;

@@ -33,7 +33,9 @@ std::string DeviceName() {
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(const CudaOptions& options)
-      : name_(DeviceName()), tape_(options.graphs, options.early_launch) {
+      : name_(DeviceName()),
+        tape_(options.graphs, options.early_launch),
+        products_(options.exact_prompts) {
     tape_.set_most_shared_bytes(options.most_shared_bytes);
   }
 

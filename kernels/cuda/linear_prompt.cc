@@ -167,10 +167,12 @@ struct PromptProducts::Library {
   }
 };
 
-PromptProducts::PromptProducts() = default;
+PromptProducts::PromptProducts(bool exact) : exact_(exact) {}
 PromptProducts::~PromptProducts() = default;
 
-void PromptProducts::Linear(const LinearArgs& args, Tape& tape) { Multiply(args, false, tape); }
+void PromptProducts::Linear(const LinearArgs& args, Tape& tape) {
+  Multiply(args, exact_ && args.weight.dtype != DType::kF32, tape);
+}
 
 void PromptProducts::Project(const ProjectArgs& args, Tape& tape) {
   NormFirst(args, tape);
@@ -190,7 +192,6 @@ void PromptProducts::GateUp(const GateUpArgs& args, Tape& tape) {
 
 void PromptProducts::Multiply(const LinearArgs& args, bool both_halves, Tape& tape) {
   const WeightView& matrix = args.weight;
-  CHECK(!(both_halves && args.accumulate));  // sums would depend on whether a piece is whole
   if (args.tokens == 0 || matrix.rows == 0) return;
   if (!library_) library_ = std::make_unique<Library>();
   const size_t value_bytes = SizeOf(matrix.dtype);
@@ -203,7 +204,9 @@ void PromptProducts::Multiply(const LinearArgs& args, bool both_halves, Tape& ta
   // Weights and results are used where they lie if the library can count on their alignment. No
   // result depends on where it was put.
   const bool pad = inputs != matrix.cols || !Aligned(matrix.data);
-  const bool in_place = parts == 1 && matrix.rows % kWholeValues == 0 && Aligned(args.y);
+  // Both halves are one sum before they are added to y, whether a piece is whole or not.
+  const bool in_place = parts == 1 && matrix.rows % kWholeValues == 0 && Aligned(args.y) &&
+                        !(both_halves && args.accumulate);
 
   Slab slab;
   const size_t piece_bytes = RoundUp(inputs * value_bytes * kPieceTokens, kScratchAlign);

@@ -18,19 +18,21 @@ void GateUpFew(const GateUpArgs& args, Tape& tape);
 // Products of a prompt's chunk, for kPrompt: cuBLASLt.
 class PromptProducts {
  public:
-  PromptProducts();
+  // exact: x is of both kinds of product the sum of two numbers, as Project says.
+  explicit PromptProducts(bool exact);
   ~PromptProducts();
-  // x is rounded to the weights' type.
+  // x is rounded to the weights' type, unless exact.
   void Linear(const LinearArgs& args, Tape& tape);
   // x is the sum of two numbers of that type, a product each, as in decode steps: what attention
   // compares and what logits are made of must not depend on 8 bits.
   void Project(const ProjectArgs& args, Tape& tape);
-  // x is rounded, as for Linear: half of a layer's FLOPs are here.
+  // x as for Linear: half of a layer's FLOPs are here.
   void GateUp(const GateUpArgs& args, Tape& tape);
 
  private:
   struct Library;
   void Multiply(const LinearArgs& args, bool both_halves, Tape& tape);
+  const bool exact_;
   std::unique_ptr<Library> library_;
 };
 // What ProjectArgs and GateUpArgs begin with, to args.normed.

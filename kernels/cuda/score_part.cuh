@@ -137,10 +137,11 @@ __device__ inline void LoadUnlessNull(const std::byte* from, uint32_t channel, u
 }
 
 // The queries of the part's group on the label channels: queries[block][channel][kHeads], blocks of
-// kHeads query heads, zeros for those that fill up the last. Scaled for the pooling, in the
-// reference's order and with its roundings.
+// kHeads query heads, the first again for those that fill up the last. Scaled for the pooling, in
+// the reference's order and with its roundings.
 template <uint32_t kHeads, uint32_t kCtaThreads = kThreads, typename Job, typename HeadPart>
 __device__ void GatherQueries(const Job& job, const HeadPart& part, float* queries) {
+  static_assert(kMaxGroup % kHeads == 0);
   __shared__ float norms[kMaxGroup];
   const uint32_t heads = (job.group + kHeads - 1) / kHeads * kHeads;
   const auto at = [&](uint32_t g, uint32_t c) -> float& {
@@ -151,11 +152,12 @@ __device__ void GatherQueries(const Job& job, const HeadPart& part, float* queri
   for (uint32_t i = threadIdx.x; i < heads * job.channels; i += kCtaThreads) {
     const uint32_t g = i / job.channels;
     const uint32_t c = i % job.channels;
-    at(g, c) = g < job.group ? job.q[(part.first_query + g) * job.head_dim + list[c]] : 0.0f;
+    const uint64_t query = part.first_query + (g < job.group ? g : 0);
+    at(g, c) = job.q[query * job.head_dim + list[c]];
   }
   __syncthreads();
 #pragma unroll 1
-  for (uint32_t g = threadIdx.x; g < job.group; g += kCtaThreads) {
+  for (uint32_t g = threadIdx.x; g < heads; g += kCtaThreads) {
     float squares = 0;
     for (uint32_t c = 0; c < job.channels; ++c) {
       squares = __fadd_rn(squares, __fmul_rn(at(g, c), at(g, c)));
@@ -165,7 +167,7 @@ __device__ void GatherQueries(const Job& job, const HeadPart& part, float* queri
   }
   __syncthreads();
 #pragma unroll 1
-  for (uint32_t i = threadIdx.x; i < job.group * job.channels; i += kCtaThreads) {
+  for (uint32_t i = threadIdx.x; i < heads * job.channels; i += kCtaThreads) {
     const uint32_t g = i / job.channels;
     float& value = at(g, i % job.channels);
     value = LabelQuery(norms[g] == 0 ? 0.0f : __fdiv_rn(value, norms[g]));

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <type_traits>
 #include <vector>
 
@@ -18,8 +19,9 @@ using namespace fused;
 template <uint32_t kHeads_, uint32_t kChannels, bool kWhole>
 struct PlainScorer {
   static constexpr uint32_t kHeads = kHeads_;
-  static constexpr bool kWide = kWhole;
-  static constexpr uint32_t kTokens = kLaneTokens<kHeads>;
+  // Neighbouring tokens of a lane: registers for heads x tokens sums, and 8 channels of labels.
+  static constexpr uint32_t kTokens = kHeads < kMostHeads ? 4 : 2;
+  static constexpr uint32_t kStride = 1;
   // Of neighbouring tokens in one channel.
   using Labels = std::conditional_t<kTokens == 4, uint2, uint32_t>;
 
@@ -35,11 +37,11 @@ struct PlainScorer {
     return __ldcs(labels + LaneId() % Unit<kTokens>::kPageLanes);
   }
 
-  __device__ void Score(const Job& job, const std::byte* page, const Shared& shared,
-                        uint32_t (&keys)[kTokens]) const {
+  __device__ void Score(const Job& job, uint32_t unit, const Shared& shared,
+                        Pooled<kTokens>& pooled) const {
+    const std::byte* page = Unit<kTokens>::Page(unit, shared);
     const uint32_t channels = kWhole ? kChannels : job.channels;
     const auto* query = reinterpret_cast<const scoring::HeadValues<kHeads>*>(shared.queries);
-    Pooled<kTokens> pooled;
 #pragma unroll 1
     for (uint32_t block = 0; block < (kWhole ? 1 : job.group); block += kHeads) {
       float sums[kHeads][kTokens] = {};
@@ -57,22 +59,21 @@ struct PlainScorer {
       }
       pooled.template Add<kHeads>(job, block, sums);
     }
-    pooled.ToKeys(job, keys);
   }
 };
 
 template <uint32_t kHeads>
-bool LaunchHeads(const Job& job, Tape& tape) {
+bool LaunchHeads(const Job& job, const Work& work, Tape& tape) {
   const uint32_t heads = (job.group + kHeads - 1) / kHeads * kHeads;
   if (heads * job.channels > kMostQueryValues) return false;
   if (job.group <= kHeads) {
-    if (job.channels == 8) return Launch<PlainScorer<kHeads, 8, true>>(job, tape);
-    if (job.channels == 4) return Launch<PlainScorer<kHeads, 4, true>>(job, tape);
+    if (job.channels == 8) return Launch<PlainScorer<kHeads, 8, true>>(job, work, tape);
+    if (job.channels == 4) return Launch<PlainScorer<kHeads, 4, true>>(job, work, tape);
   }
   // Channels are taken by as many as divide them: 8, 4, else one by one, which is slow.
-  if (job.channels % 8 == 0) return Launch<PlainScorer<kHeads, 8, false>>(job, tape);
-  if (job.channels % 4 == 0) return Launch<PlainScorer<kHeads, 4, false>>(job, tape);
-  return Launch<PlainScorer<kHeads, 1, false>>(job, tape);
+  if (job.channels % 8 == 0) return Launch<PlainScorer<kHeads, 8, false>>(job, work, tape);
+  if (job.channels % 4 == 0) return Launch<PlainScorer<kHeads, 4, false>>(job, work, tape);
+  return Launch<PlainScorer<kHeads, 1, false>>(job, work, tape);
 }
 
 }  // namespace
@@ -89,6 +90,8 @@ bool ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select, Tape& t
   CHECK_LE(score.group, kMaxGroup);
   const LabelLayout& layout = *score.items.front().labels.layout;
   std::vector<Item> items;
+  Work work = {
+      .rows = static_cast<uint32_t>(score.items.size()) * score.kv_heads, .tokens = 0, .want = 0};
   for (size_t i = 0; i < score.items.size(); ++i) {
     const ScoreLabelsArgs::Item& scored = score.items[i];
     const SelectArgs::Item& selected = select.items[i];
@@ -99,27 +102,28 @@ bool ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select, Tape& t
     CHECK(scored.scores == selected.scores);
     CHECK_LE(AlwaysSetSize(selected.tokens), selected.count);
     CHECK_LE(selected.count, selected.tokens);
-    items.push_back({ViewOf(scored.labels), scored.scores, selected.selection, score.score_stride,
-                     select.selection_stride, scored.query, scored.tokens, selected.count});
+    items.push_back({ViewOf(scored.labels), selected.selection, select.selection_stride,
+                     scored.query, scored.tokens, selected.count, 0});
+    work.tokens = std::max(work.tokens, scored.tokens);
+    work.want = std::max(work.want, selected.count - AlwaysSetSize(selected.tokens));
   }
   const Job job = {.items = tape.Params(items),
                    .q = score.q,
                    .channel_list = score.channels,
-                   .rows = static_cast<uint32_t>(items.size()) * score.kv_heads,
+                   .ctas = 0,
                    .kv_heads = score.kv_heads,
                    .group = score.group,
                    .head_dim = score.head_dim,
                    .channels = layout.channels,
                    .words = layout.words(),
                    .lines = static_cast<uint32_t>(layout.head_stride() / kLineBytes),
-                   .rows_at_once = 0,
                    .pooling = score.pooling,
                    .bits = static_cast<uint8_t>(CodeBits(layout.format)),
                    .zeros = {}};
-  if (layout.coded()) return LaunchCoded(job, tape);
-  if (job.group == 1) return LaunchHeads<1>(job, tape);
-  if (job.group <= 4) return LaunchHeads<4>(job, tape);
-  return LaunchHeads<kMostHeads>(job, tape);
+  if (layout.coded()) return LaunchCoded(job, work, tape);
+  if (job.group == 1) return LaunchHeads<1>(job, work, tape);
+  if (job.group <= 4) return LaunchHeads<4>(job, work, tape);
+  return LaunchHeads<kMostHeads>(job, work, tape);
 }
 
 }  // namespace sparsekv::cuda

@@ -3,12 +3,12 @@
 #include <cstdint>
 
 #include "kernels/cuda/score_select_row.cuh"
-#include "kernels/cuda/select_write.cuh"
 
-// The search for the last selected key by the CTAs of a cluster: rounds of 11, 11 and 10 bits, two
-// for most rows. A round has one barrier of the cluster, after which every CTA reads what it needs
-// from all of them: the sums of groups of bins, then the bins of the group in question. So it
-// learns what lies in the parts before its own too, hence where in the list it begins to write.
+// The search for the last selected candidate, in a CTA or by the CTAs of a cluster: rounds of 11
+// bits, three for most rows. A round has one barrier of the cluster, after which every CTA reads
+// what it needs from all of them: the sums of groups of bins, then the bins of the group in
+// question. So it learns what lies in the parts before its own too, hence where in the list it
+// begins to write.
 namespace sparsekv::cuda::fused {
 
 using selection::kBinBits;
@@ -36,32 +36,147 @@ __device__ inline void ReleaseShared() {
 #endif
 }
 
+// Who searches together. Sync: what each wrote to its shared memory is seen by all; `first`: of a
+// search.
+struct OneCta {
+  static constexpr uint32_t kMost = 1;
+  uint32_t size = 1;
+  uint32_t rank = 0;
+
+  template <typename T>
+  __device__ const T* Of(const T* shared, uint32_t) const {
+    return shared;
+  }
+  __device__ void Sync(bool) const { __syncthreads(); }
+};
+// REQUIRES: ArriveInCluster was called when the CTA began.
+struct Cluster {
+  static constexpr uint32_t kMost = kMostCtas;
+  uint32_t size;
+  uint32_t rank;
+
+  template <typename T>
+  __device__ const T* Of(const T* shared, uint32_t of) const {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+    return cooperative_groups::this_cluster().map_shared_rank(shared, of);
+#else
+    return shared;
+#endif
+  }
+  __device__ void Sync(bool first) const {
+    if (first) WaitForCluster();  // all have begun
+    ReleaseShared();
+    ArriveInCluster();
+    WaitForCluster();
+  }
+};
+
+// What a part has. `all`: its first `count` tokens; the first histogram is of all their keys, the
+// other one is clear.
+struct Candidates {
+  uint32_t count;
+  bool all;
+
+  __device__ uint32_t Token(const Shared& shared, uint32_t i) const {
+    return all ? i : shared.tokens()[i];
+  }
+};
+
+// A place in the order in which tokens are selected: by key, the highest first, and of the same
+// keys by token, the lowest first.
+struct Place {
+  uint32_t key = 0;
+  uint32_t rest = 0;  // all bits but those of the token in the row: the higher, the sooner
+};
+
+__device__ inline uint32_t RestOf(const Part& part, uint32_t token) {
+  return ~(part.first + token);
+}
+// Whether that token of the part is at the place or before it.
+__device__ inline bool Reaches(const Part& part, uint32_t key, uint32_t token, Place place) {
+  // Without a branch: loads of what comes next do not wait for this.
+  return static_cast<bool>(
+      static_cast<int>(key > place.key) |
+      (static_cast<int>(key == place.key) & static_cast<int>(RestOf(part, token) >= place.rest)));
+}
+
 __device__ inline void Clear(uint32_t* histogram) {
-  for (uint32_t i = threadIdx.x; i < kBins; i += kThreads) histogram[i] = 0;
+  static_assert(kBins == 4 * kThreads);
+  reinterpret_cast<uint4*>(histogram)[threadIdx.x] = uint4{};
+}
+
+// The keys low.key .. low.key + last, by the bits from `shift` up.
+__device__ inline void CountKeys(Place low, uint32_t last, uint32_t shift, uint32_t candidates,
+                                 uint32_t* histogram, const Shared& shared) {
+  const auto count = [&](uint32_t key) {
+    if (key - low.key <= last) atomicAdd(&histogram[(key - low.key) >> shift], 1u);
+  };
+  const auto* vectors = reinterpret_cast<const uint4*>(shared.keys);
+#pragma unroll 4
+  for (uint32_t i = threadIdx.x; i < candidates / 4; i += kThreads) {
+    const uint4 keys = vectors[i];
+    count(keys.x);
+    count(keys.y);
+    count(keys.z);
+    count(keys.w);
+  }
+  if (threadIdx.x < candidates % 4) count(shared.keys[candidates - 1 - threadIdx.x]);
+}
+
+// Of the key low.key, the tokens low.rest .. low.rest + last.
+__device__ inline void CountTokens(const Part& part, Place low, uint32_t last, uint32_t shift,
+                                   Candidates candidates, uint32_t* histogram,
+                                   const Shared& shared) {
+  for (uint32_t i = threadIdx.x; i < candidates.count; i += kThreads) {
+    if (shared.keys[i] != low.key) continue;
+    const uint32_t above = RestOf(part, candidates.Token(shared, i)) - low.rest;
+    if (above <= last) atomicAdd(&histogram[above >> shift], 1u);
+  }
 }
 
 __device__ inline void SumGroups(Shared& shared, uint32_t buffer) {
 #pragma unroll
   for (uint32_t group = WarpId(); group < kGroups; group += kWarps) {
-    const uint32_t keys = shared.histograms[buffer][group * kGroupBins + LaneId()];
-    const uint32_t sum = __reduce_add_sync(kWholeWarp, keys);
+    const uint32_t in_bin = shared.histograms[buffer][group * kGroupBins + LaneId()];
+    const uint32_t sum = __reduce_add_sync(kWholeWarp, in_bin);
     if (LaneId() == 0) shared.group_sums[buffer][group] = sum;
   }
 }
 
-// The bin of the key of rank `rank` in all parts. By one warp.
-template <typename Team>
-__device__ Found FindBin(const Shared& shared, uint32_t buffer, uint32_t rank) {
-  uint2 groups = {0, 0}, groups_before = {0, 0};  // a pair per lane: in all parts, before this one
+// f(cta, value) of a value of every CTA, at `from` in its shared memory, and of zeros up to kMost
+// of them. Loads do not wait for each other.
+template <uint32_t kMost, typename Team, typename T, typename F>
+__device__ void ForFewCtas(const Team& team, const T* from, const F& f) {
+  T values[kMost];
 #pragma unroll
-  for (uint32_t cta = 0; cta < Team::kSize; ++cta) {
-    const uint32_t* all = Team::Of(shared.group_sums[buffer], cta);
-    const uint2 sums = reinterpret_cast<const uint2*>(all)[LaneId()];
+  for (uint32_t cta = 0; cta < kMost; ++cta) {
+    values[cta] = T{};
+    if (cta < team.size) values[cta] = *team.Of(from, cta);
+  }
+#pragma unroll
+  for (uint32_t cta = 0; cta < kMost; ++cta) f(cta, values[cta]);
+}
+template <typename Team, typename T, typename F>
+__device__ void ForCtas(const Team& team, const T* from, const F& f) {
+  constexpr uint32_t kFew = 2;
+  if (Team::kMost > kFew && team.size > kFew) {
+    ForFewCtas<Team::kMost>(team, from, f);
+  } else {
+    ForFewCtas < Team::kMost<kFew ? Team::kMost : kFew>(team, from, f);
+  }
+}
+
+// The bin of the candidate of rank `rank`, from 1, in all parts. By one warp.
+template <typename Team>
+__device__ Found FindBin(const Team& team, const Shared& shared, uint32_t buffer, uint32_t rank) {
+  uint2 groups = {0, 0}, groups_before = {0, 0};  // a pair per lane: in all parts, before this one
+  const auto* pairs = reinterpret_cast<const uint2*>(shared.group_sums[buffer]);
+  ForCtas(team, pairs + LaneId(), [&](uint32_t cta, uint2 sums) {
     groups.x += sums.x;
     groups.y += sums.y;
-    groups_before.x += cta < Team::Rank() ? sums.x : 0;
-    groups_before.y += cta < Team::Rank() ? sums.y : 0;
-  }
+    groups_before.x += cta < team.rank ? sums.x : 0;
+    groups_before.y += cta < team.rank ? sums.y : 0;
+  });
   const selection::Bin pair = selection::FindInWarp(groups.x + groups.y, rank);
   const uint32_t of_upper = __shfl_sync(kWholeWarp, groups.y, pair.index);
   const bool in_upper = pair.rank <= of_upper;
@@ -69,13 +184,11 @@ __device__ Found FindBin(const Shared& shared, uint32_t buffer, uint32_t rank) {
   uint32_t above = LaneId() > pair.index ? groups_before.x + groups_before.y : 0;
   if (LaneId() == pair.index && !in_upper) above = groups_before.y;
   uint32_t size = 0, before = 0;  // a bin per lane
-#pragma unroll
-  for (uint32_t cta = 0; cta < Team::kSize; ++cta) {
-    const uint32_t* histogram = Team::Of(shared.histograms[buffer], cta);
-    const uint32_t keys = histogram[group * kGroupBins + LaneId()];
-    size += keys;
-    before += cta < Team::Rank() ? keys : 0;
-  }
+  const uint32_t* histogram = shared.histograms[buffer];
+  ForCtas(team, histogram + group * kGroupBins + LaneId(), [&](uint32_t cta, uint32_t in_bin) {
+    size += in_bin;
+    before += cta < team.rank ? in_bin : 0;
+  });
   const selection::Bin bin =
       selection::FindInWarp(size, in_upper ? pair.rank : pair.rank - of_upper);
   if (LaneId() > bin.index) above += before;
@@ -83,64 +196,53 @@ __device__ Found FindBin(const Shared& shared, uint32_t buffer, uint32_t rank) {
           __shfl_sync(kWholeWarp, before, bin.index)};
 }
 
-// Selected are the keys from `from`, and the first `equals` of those that are one lower.
+// The candidates that reach a place.
 struct Selected {
-  uint32_t from;
-  uint32_t equals;
-  uint64_t before;  // Pack: keys of either kind in the parts before this one
+  Place last;
+  uint32_t before;  // how many of them are in the parts before this one
 };
 
-// The keys [low, low + width), by the bits from `shift` up.
-__device__ inline void CountInside(const Part& part, uint32_t low, uint32_t width, uint32_t shift,
-                                   uint32_t* histogram, const Shared& shared) {
-  const auto count = [&](uint32_t key) {
-    if (key - low < width) atomicAdd(&histogram[(key - low) >> shift], 1u);
-  };
-  ForKeys(part, shared, [&](uint4 keys) {
-    count(keys.x);
-    count(keys.y);
-    count(keys.z);
-    count(keys.w);
-  });
-}
-
-// The first histogram is given: all keys by their
-// upper bits, in buffer 0; buffer 1 is clear. `meanwhile` is done in the first round by all warps
-// but one. REQUIRES: ArriveInCluster was called when the CTA began. To be waited for is another
-// one, after which nobody reads this CTA's shared memory.
-template <typename Team, typename Meanwhile>
-__device__ Selected FindSelected(const Part& part, Shared& shared, const Meanwhile& meanwhile) {
-  uint32_t low = 0, above = 0, want = part.want;
-  uint32_t shift = 32 - kBinBits;
+// The `want` first of the team's candidates and, as it happens, some that follow: `most` in all. No
+// two places are the same, so that most = want ends too. When it is over the other CTAs may still
+// read this one's histograms.
+template <typename Team>
+__device__ Selected Search(const Team& team, const Part& part, Candidates candidates, uint32_t want,
+                           uint32_t most, Shared& shared) {
+  constexpr uint32_t kKeyRounds = 3;  // of 11, 11 and 10 bits; then so many for tokens
+  Place low;
+  uint32_t before = 0, left = want, shift = 32;
+  if (!candidates.all) {
+    Clear(shared.histograms[0]);
+    Clear(shared.histograms[1]);
+  }
   for (uint32_t round = 0;; ++round) {
     const uint32_t buffer = round % 2;
-    __syncthreads();
+    const uint32_t last = round % kKeyRounds == 0 ? ~0u : (1u << shift) - 1;
+    shift = round % kKeyRounds == 0 ? 32 - kBinBits : shift > kBinBits ? shift - kBinBits : 0;
+    if (round > 0 || !candidates.all) {
+      __syncthreads();  // it is clear, and all know what was found
+      uint32_t* histogram = shared.histograms[buffer];
+      if (round < kKeyRounds) {
+        CountKeys(low, last, shift, candidates.count, histogram, shared);
+      } else {
+        CountTokens(part, low, last, shift, candidates, histogram, shared);
+      }
+      __syncthreads();
+    }
     SumGroups(shared, buffer);
-    if (round == 0) WaitForCluster();  // all have begun
-    ReleaseShared();
-    ArriveInCluster();
-    WaitForCluster();
+    team.Sync(round == 0);
     if (WarpId() == 0) {
-      const Found found = FindBin<Team>(shared, buffer, want);
+      const Found found = FindBin(team, shared, buffer, left);
       if (LaneId() == 0) shared.found = found;
-    } else if (round == 0) {
-      meanwhile();
     }
     // All CTAs have read what the buffer of the next round held.
     if (round > 0) Clear(shared.histograms[1 - buffer]);
     __syncthreads();
     const Found found = shared.found;
-    low += found.bin << shift;
-    above += found.above;
-    want = found.rank;
-    if (want == found.size || shift == 0) {
-      ArriveInCluster();
-      if (want == found.size) return {low, 0, selection::Pack(above + found.inside, 0)};
-      return {low + 1, want, selection::Pack(above, found.inside)};
-    }
-    const uint32_t width = 1u << shift;
-    shift = shift > kBinBits ? shift - kBinBits : 0;
-    CountInside(part, low, width, shift, shared.histograms[1 - buffer], shared);
+    (round < kKeyRounds ? low.key : low.rest) += found.bin << shift;
+    before += found.above;
+    left = found.rank;
+    if (want - left + found.size <= most) return {low, before + found.inside};
   }
 }
 

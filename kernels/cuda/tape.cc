@@ -69,7 +69,7 @@ void Tape::Begin(StepKind kind) {
 Tape::Op& Tape::Note(Op::Kind kind) {
   Op& op = ops_.emplace_back();
   op.kind = kind;
-  op.lane = static_cast<uint32_t>(lane_);
+  op.lane = static_cast<uint16_t>(lane_);
   return op;
 }
 
@@ -262,16 +262,23 @@ void Tape::IssueKernel(const Op& op) {
   for (uint32_t i = 0; i < op.args; ++i) {
     args[i] = args_.data() + arg_offsets_[op.first_arg + i];
   }
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  std::array<cudaLaunchAttribute, 2> attributes{};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(op.grid[0], op.grid[1], op.grid[2]);
   config.blockDim = dim3(op.block[0], op.block[1], op.block[2]);
   config.dynamicSmemBytes = op.shared_bytes;
   config.stream = streams_[op.lane];
-  config.attrs = &early;
-  config.numAttrs = early_ && properties_.major >= 9 && follows_kernel_[op.lane] ? 1 : 0;
+  config.attrs = attributes.data();
+  if (early_ && properties_.major >= 9 && follows_kernel_[op.lane]) {
+    cudaLaunchAttribute& early = attributes[config.numAttrs++];
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (op.cluster > 1) {
+    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {op.cluster, 1, 1};
+  }
   CUDA_CHECK(cudaLaunchKernelExC(&config, op.function, args.data()));
 }
 

@@ -82,12 +82,19 @@ class Tape {
 
   template <typename... P, typename... A>
   void Launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, const A&... args) {
+    LaunchClusters(1, kernel, grid, block, shared_bytes, args...);
+  }
+  // In clusters of so many CTAs that are neighbours in x; 1: as the kernel is declared.
+  template <typename... P, typename... A>
+  void LaunchClusters(uint32_t ctas, void (*kernel)(P...), dim3 grid, dim3 block,
+                      size_t shared_bytes, const A&... args) {
     static_assert(sizeof...(P) == sizeof...(A));
     Op& op = Note(Op::kKernel);
     op.function = reinterpret_cast<const void*>(kernel);
     op.grid = {grid.x, grid.y, grid.z};
     op.block = {block.x, block.y, block.z};
     op.shared_bytes = static_cast<uint32_t>(shared_bytes);
+    op.cluster = static_cast<uint16_t>(ctas);
     op.first_arg = static_cast<uint32_t>(arg_offsets_.size());
     op.args = sizeof...(A);
     (PutArg<P>(static_cast<P>(args)), ...);
@@ -125,8 +132,9 @@ class Tape {
     uint32_t shared_bytes = 0;
     uint32_t first_arg = 0, args = 0;
     Kind kind = kKernel;
-    uint32_t lane = 0;
-    uint32_t other = 0;  // kMark, kWait: the mark; kFill: the byte; kCall: which
+    uint16_t lane = 0;
+    uint16_t cluster = 1;  // CTAs
+    uint32_t other = 0;    // kMark, kWait: the mark; kFill: the byte; kCall: which
     uint64_t bytes = 0;
   };
   static_assert(std::has_unique_object_representations_v<Op>);
