@@ -18,7 +18,7 @@
 //
 // FLOPs: 2 x inputs x outputs per token of a whole piece, twice that for both halves of x. Bytes
 // beside the product's own: 4 + 2 per half, input and token to convert x, 8 per output and token
-// for the second half, and where a piece is not whole 8 more (12 added).
+// for the second half, and 8 more (12 added) where a piece is not whole or both halves are added.
 namespace sparsekv::cuda {
 namespace {
 

@@ -18,7 +18,8 @@ void GateUpFew(const GateUpArgs& args, Tape& tape);
 // Products of a prompt's chunk, for kPrompt: cuBLASLt.
 class PromptProducts {
  public:
-  // exact: x is of both kinds of product the sum of two numbers, as Project says.
+  // exact: in Linear and GateUp too x is the sum of two numbers, as in Project. Weights of float32
+  // take x as it is.
   explicit PromptProducts(bool exact);
   ~PromptProducts();
   // x is rounded to the weights' type, unless exact.
@@ -52,8 +53,9 @@ void AppendRows(const AppendRowsArgs& args, Tape& tape);
 void AppendLabels(const AppendLabelsArgs& args, Tape& tape);
 void ScoreLabels(const ScoreLabelsArgs& args, Tape& tape);
 void Select(const SelectArgs& args, Tape& tape);
-// Both in one kernel, the scores never in memory. False, and nothing noted, where that does not
-// apply: softmax mass, a device without clusters.
+// Both in one kernel, the scores never in memory. False, and no kernel noted, where that does not
+// apply: softmax mass, sums of codes, codes of groups over 8 or of too many channels, rows too long
+// (CtasOfRow), a device without clusters or with less shared memory.
 bool ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select, Tape& tape);
 // Items of one token: split over their list. Items of more, in kPrompt: tiles of query tokens.
 void Attend(const AttendArgs& args, Tape& tape);

@@ -103,7 +103,7 @@ bool ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select, Tape& t
     CHECK_LE(AlwaysSetSize(selected.tokens), selected.count);
     CHECK_LE(selected.count, selected.tokens);
     items.push_back({ViewOf(scored.labels), selected.selection, select.selection_stride,
-                     scored.query, scored.tokens, selected.count, 0});
+                     scored.query, scored.tokens, selected.count});
     work.tokens = std::max(work.tokens, scored.tokens);
     work.want = std::max(work.want, selected.count - AlwaysSetSize(selected.tokens));
   }

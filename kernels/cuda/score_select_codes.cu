@@ -2,30 +2,13 @@
 #include "kernels/cuda/score_select_codes.h"
 #include "kernels/cuda/score_select_kernel.cuh"
 
-// Scores of labels that are codes and the selection among them, in one kernel: bound by the labels'
-// bytes, LabelBytes in per token and KV head. The sums of products are the tensor cores': integers,
-// exact in any order.
+// Scores of labels that are codes and the selection among them, in one kernel: LabelBytes in per
+// token and KV head, but bound by instructions. The sums of products are the tensor cores':
+// integers, exact in any order.
 namespace sparsekv::cuda {
 namespace {
 
 using namespace fused;
-
-// D += A B: 16 tokens by 16 channels of unsigned codes, 8 columns of signed ones. Of a quad g of
-// lanes and its lane j: a[0], a[1] are four channels from 4 j on of rows g and g + 8, b of column
-// g; d[0], d[1] are columns 2 j and 2 j + 1 of row g, d[2], d[3] of row g + 8.
-__device__ void MultiplyAdd(const uint32_t (&a)[2], uint32_t b, int32_t (&d)[4]) {
-  asm("mma.sync.aligned.m16n8k16.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
-      "{%0, %1, %2, %3};"
-      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(b));
-}
-// The same of 32 channels: a[2], a[3], b[1] are those from 16 + 4 j on.
-__device__ void MultiplyAdd(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int32_t (&d)[4]) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 // Up to 4 or 8 query heads, which the columns are; kSteps times 16 channels. Lanes take 32 tokens
 // at a time: a quad's rows are its 4 neighbours, whose words all its lanes load, each for the codes
@@ -67,6 +50,24 @@ struct CodeScorer {
   }
 
   __device__ static uint32_t Lines(const Job& job) { return job.lines; }
+
+  // D += A B: 16 tokens by 16 channels of unsigned codes, 8 columns of signed ones. Of a quad g of
+  // lanes and its lane j: a[0], a[1] are four channels from 4 j on of rows g and g + 8, b of column
+  // g; d[0], d[1] are columns 2 j and 2 j + 1 of row g, d[2], d[3] of row g + 8.
+  __device__ static void MultiplyAdd(const uint32_t (&a)[2], uint32_t b, int32_t (&d)[4]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b));
+  }
+  // The same of 32 channels: a[2], a[3], b[1] are those from 16 + 4 j on.
+  __device__ static void MultiplyAdd(const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                                     int32_t (&d)[4]) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
 
   // Sums of the lane's two heads: dots[t][h].
   __device__ void Multiply(const codes::Page& page, uint32_t token,
@@ -158,10 +159,12 @@ bool LaunchHeads(const Job& job, const Work& work, Tape& tape) {
   const uint32_t query_words = job.words * (8u / job.bits);
   const uint32_t floats =
       scoring::CodedQueries<kHeads>::Floats(job.group, job.channels, query_words);
-  if (floats > kMostQueryValues || query_words > 16) return false;
-  if (query_words <= 4) return Launch<CodeScorer<kHeads, 1>>(job, work, tape);
-  if (query_words <= 8) return Launch<CodeScorer<kHeads, 2>>(job, work, tape);
-  return Launch<CodeScorer<kHeads, 4>>(job, work, tape);
+  if (floats > kMostQueryValues) return false;
+  constexpr uint32_t kStepWords = 4;  // a quad of lanes has one each
+  if (query_words <= kStepWords) return Launch<CodeScorer<kHeads, 1>>(job, work, tape);
+  if (query_words <= 2 * kStepWords) return Launch<CodeScorer<kHeads, 2>>(job, work, tape);
+  if (query_words <= 4 * kStepWords) return Launch<CodeScorer<kHeads, 4>>(job, work, tape);
+  return false;
 }
 
 }  // namespace

@@ -5,7 +5,8 @@
 
 namespace sparsekv::cuda::fused {
 
-// Notes the kernel of labels that are codes; false where the device has none for the job.
+// Notes the kernel of labels that are codes; false where there is none for the job: pooled by sums,
+// groups over 8, too many channels, rows too long.
 bool LaunchCoded(const Job& job, const Work& work, Tape& tape);
 
 }  // namespace sparsekv::cuda::fused

@@ -162,7 +162,8 @@ __device__ void ForCtas(const Team& team, const T* from, const F& f) {
   if (Team::kMost > kFew && team.size > kFew) {
     ForFewCtas<Team::kMost>(team, from, f);
   } else {
-    ForFewCtas < Team::kMost<kFew ? Team::kMost : kFew>(team, from, f);
+    constexpr uint32_t kAll = Team::kMost < kFew ? Team::kMost : kFew;
+    ForFewCtas<kAll>(team, from, f);
   }
 }
 

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "base/check.h"
@@ -16,12 +15,11 @@
 //
 // A row (a KV head of an item) has one CTA, or a cluster of up to 16 where there are few rows, each
 // with an equal part: so many that all CTAs of the device are at work, and once if possible. A
-// warp's unit of work is 4 tokens a lane (2 where 8 query heads share a label);
-// labels of the units that come next are on their way to L2 meanwhile. What may be selected is kept
-// in shared memory (score_select_candidates.cuh), so that CTAs seldom wait for each other while
-// they score, and those of other rows never. Then the cluster finds the last selected candidate
-// (score_select_find.cuh), and each CTA lists what it has of them in order: a bit per token, a
-// running sum over the bits' words.
+// warp's unit of work is some tokens a lane; labels of the units that come next are on their way to
+// L2 meanwhile. What may be selected is kept in shared memory (score_select_candidates.cuh), so
+// that no CTA waits for another one while it scores. Then the cluster finds the last selected
+// candidate (score_select_find.cuh), and each CTA lists what it has of them in order: a bit per
+// token, a running sum over the bits' words.
 //
 // A Scorer has kTokens of a lane, kStride from one to the next (1, or 32 where neighbours are other
 // lanes'), Lines(job), the 128-byte lines of a page's labels, and Score, which pools the scores of
@@ -123,7 +121,7 @@ __device__ void ScoreTokens(const Job& job, const Part& part, const Scorer& scor
 }
 
 // Returns the part's candidates. Its pages have been brought, the histograms are clear. Ends
-// with a barrier.
+// with a barrier, or it has no tokens.
 template <typename Scorer>
 __device__ Candidates ScorePart(const Job& job, const Part& part, Shared& shared) {
   if (part.tokens == 0) return {0, true};
@@ -289,8 +287,9 @@ inline ClustersAtOnce CountClusters(void (*kernel)(Job)) {
   return at_once;
 }
 
-// A power of two: the most with which all rows are at work at once, as a second turn costs more
-// than longer parts do; more where a part would be too large. 0: there are never enough.
+// A power of two, so that steps have few shapes: the most with which all rows are at work at once,
+// as a second turn costs more than longer parts do; more where a part would be too large. 0: there
+// are never enough.
 inline uint32_t CtasOfRow(const Work& work, const ClustersAtOnce& at_once) {
   const uint32_t part = work.want > kMostWanted ? kMostKeys : kPartTokens;
   uint32_t bits = 0;
@@ -304,7 +303,7 @@ inline uint32_t CtasOfRow(const Work& work, const ClustersAtOnce& at_once) {
 template <typename Scorer>
 bool Launch(Job job, const Work& work, Tape& tape) {
   const auto kernel = ScoreSelectKernel<Scorer>;
-  static const ClustersAtOnce at_once = CountClusters(kernel);
+  static const ClustersAtOnce at_once = CountClusters(kernel);  // a process has one device
   job.ctas = CtasOfRow(work, at_once);
   if (job.ctas == 0) return false;
   tape.LaunchClusters(job.ctas, kernel, dim3(work.rows * job.ctas), dim3(kThreads), sizeof(Shared),

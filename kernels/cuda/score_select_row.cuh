@@ -45,7 +45,6 @@ struct Item {
   uint32_t query;
   uint32_t tokens;
   uint32_t count;
-  uint32_t zero;
 };
 
 // By value: no padding, as its bytes are part of the step's shape.

@@ -33,7 +33,8 @@ namespace sparsekv::cuda {
 //
 // Hence the rule for operations: grids and arguments by value may depend on the model and on the
 // number of items, not on positions. A kernel that has more or less to do reads that from its
-// parameters and strides over a fixed grid.
+// parameters and strides over a fixed grid. Scoring and selecting in one kernel has few grids, by
+// the power of two that the longest row needs: a step that crosses one is captured anew.
 //
 // Belongs to the device thread. Device memory: kParamBytes and what Reserve took; pinned host
 // memory: kParamBytes and kResultBytes.
