@@ -246,8 +246,14 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* fu
                                 void** args) {
   const size_t allowed = std::max<size_t>(runtime().shared_bytes[function], 48 << 10);
   CHECK_LE(config->dynamicSmemBytes, allowed);
-  if (config->numAttrs > 0) {
-    CHECK(config->attrs->id == cudaLaunchAttributeProgrammaticStreamSerialization);
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    const cudaLaunchAttribute& attribute = config->attrs[i];
+    if (attribute.id == cudaLaunchAttributeClusterDimension) {
+      CHECK_EQ(config->gridDim.x % attribute.val.clusterDim.x, 0u);
+      ++runtime().statistics.cluster_launches;
+      continue;
+    }
+    CHECK(attribute.id == cudaLaunchAttributeProgrammaticStreamSerialization);
     CHECK(config->stream->waits.empty() && config->stream->last != kNothing);
     CHECK(Filled()[config->stream->last].is_kernel);
     ++runtime().statistics.early_launches;

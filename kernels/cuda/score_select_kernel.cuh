@@ -57,7 +57,7 @@ struct Unit {
   }
 };
 
-// Larger, as std::max says of b and what is larger than it: NaN where b is, and only there.
+// The larger; NaN where b is, and only there.
 __device__ inline float MaxOf(float b, float a) {
   float larger = fmaxf(b, a);
   asm("max.NaN.f32 %0, %1, %0;" : "+f"(larger) : "f"(b));
@@ -137,7 +137,8 @@ __device__ Candidates ScorePart(const Job& job, const Part& part, Shared& shared
       candidates = {shared.candidates, false};
     }
     __syncthreads();  // all know how many there are
-    // So many that all of them could be kept.
+    // So many that all of them could be kept; there is room for a round at least.
+    static_assert((kCandidates - kMostWanted) / 2 >= kRoundTokens);
     const uint32_t rounds = (kCandidates - candidates.count) / kRoundTokens;
     const uint32_t end = min(part.tokens, done + rounds * kRoundTokens);
     ScoreTokens(job, part, scorer, done, end, bound, shared);
@@ -252,12 +253,7 @@ __global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor)
 #endif
 }
 
-// Clusters of 1 << i CTAs that the device runs at once; 0 where it has none of that size.
-struct ClustersAtOnce {
-  uint32_t of[kMostCtasBits + 1] = {};
-};
-
-// The kernel is prepared for them.
+// Of the kernel, which is prepared for them.
 inline ClustersAtOnce CountClusters(void (*kernel)(Job)) {
   const auto* function = reinterpret_cast<const void*>(kernel);
   // Without being asked the driver may give the kernel too little shared memory for two CTAs.
@@ -285,19 +281,6 @@ inline ClustersAtOnce CountClusters(void (*kernel)(Job)) {
     }
   }
   return at_once;
-}
-
-// A power of two, so that steps have few shapes: the most with which all rows are at work at once,
-// as a second turn costs more than longer parts do; more where a part would be too large. 0: there
-// are never enough.
-inline uint32_t CtasOfRow(const Work& work, const ClustersAtOnce& at_once) {
-  const uint32_t part = work.want > kMostWanted ? kMostKeys : kPartTokens;
-  uint32_t bits = 0;
-  while (bits < kMostCtasBits && at_once.of[bits + 1] > 0 &&
-         (work.tokens > part << bits || work.rows <= at_once.of[bits + 1])) {
-    ++bits;
-  }
-  return work.tokens > part << bits ? 0 : 1u << bits;
 }
 
 template <typename Scorer>

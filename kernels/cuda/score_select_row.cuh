@@ -6,36 +6,22 @@
 
 #include "base/limits.h"
 #include "kernels/cuda/cta.cuh"
-#include "kernels/cuda/score_part.cuh"
+#include "kernels/cuda/score_select_ctas.h"
 #include "kernels/cuda/select_threshold.cuh"
 #include "kernels/cuda/tables.cuh"
 #include "kernels/labels.h"
 #include "kernels/select.h"
 
-// A row: the tokens that a KV head of an item selects from. How CTAs share it, and what each keeps
-// of its part.
+// How the CTAs of a row (score_select_ctas.h) cut it, and what each keeps of its part.
 namespace sparsekv::cuda::fused {
 
 inline constexpr uint32_t kThreads = 512;
 inline constexpr uint32_t kWarps = kThreads / kWarpThreads;
 // CTAs of a multiprocessor: what its shared memory has room for, and 64 registers a thread.
 inline constexpr uint32_t kCtasPerMultiprocessor = 2;
-inline constexpr uint32_t kMostCtasBits = 4;
-inline constexpr uint32_t kMostCtas = 1 << kMostCtasBits;  // of a row
-
-inline constexpr uint32_t kCutTokens = 128;       // parts end at multiples of these
-inline constexpr uint32_t kPartTokens = 1 << 16;  // at most: a candidate's token has 16 bits
 inline constexpr uint32_t kPartPages = kPartTokens / kBlockTokens;
 inline constexpr uint32_t kRoundTokens = kThreads * 4;  // that all warps score at a time, at most
-// Keys of a part that shared memory has room for, beside those of another CTA; and keys with
-// tokens.
-inline constexpr uint32_t kMostKeys = 165 * kCutTokens;
-inline constexpr uint32_t kCandidates = kMostKeys / 3 * 2;
-// Selected tokens of a row that has parts of more tokens than kMostKeys: a third of the room, so
-// that it is seldom full.
-inline constexpr uint32_t kMostWanted = kCandidates / 3;
-static_assert(kCandidates % kCutTokens == 0);
-inline constexpr uint32_t kLineBytes = 128;         // that L2 is asked for at once
+inline constexpr uint32_t kLineBytes = 128;             // that L2 is asked for at once
 inline constexpr uint32_t kMostQueryValues = 1280;  // of a row: query heads times channels, codes
 
 struct Item {
@@ -64,13 +50,6 @@ struct Job {
   uint8_t zeros[2];
 };
 static_assert(std::has_unique_object_representations_v<Job>);
-
-// What decides how many CTAs share a row.
-struct Work {
-  uint32_t rows;
-  uint32_t tokens;  // of the longest row
-  uint32_t want;    // the most that a row selects besides the always-set
-};
 
 // The tokens of a CTA, counted from its first.
 struct Part {

@@ -146,6 +146,31 @@ TEST_F(TapeTest, GraphsOnEqualsOffInEveryOrder) {
   EXPECT_EQ(without.statistics().graphs_made, 0u);
 }
 
+// Early launch and clusters do not get into each other's way, and another size is another graph.
+TEST_F(TapeTest, KernelsInClusters) {
+  Tape tape(true);
+  const auto run = [&](uint32_t ctas) {
+    const std::vector<uint32_t> values = {1, 2};
+    tape.Begin(StepKind::kDecode);
+    uint32_t* const acc = acc_;
+    const auto* in = tape.Params(values);
+    for (int i = 0; i < 2; ++i) {
+      tape.LaunchClusters(ctas, Fold, dim3(4), dim3(1), 0, in, 2u, acc);
+    }
+    tape.Finish();
+  };
+  const auto counted = [](size_t fake::Statistics::*count) { return fake::statistics().*count; };
+  const size_t clusters = counted(&fake::Statistics::cluster_launches);
+  const size_t early = counted(&fake::Statistics::early_launches);
+  run(1);
+  EXPECT_EQ(counted(&fake::Statistics::cluster_launches) - clusters, 0u);
+  EXPECT_EQ(counted(&fake::Statistics::early_launches) - early, 1u);
+  run(2);
+  EXPECT_EQ(counted(&fake::Statistics::cluster_launches) - clusters, 2u);
+  EXPECT_EQ(counted(&fake::Statistics::early_launches) - early, 2u);
+  EXPECT_EQ(tape.statistics().graphs_made, 2u);
+}
+
 TEST_F(TapeTest, AKernelIsEarlyOnlyAfterAKernelAlone) {
   const auto early = [&](Tape& tape, bool between, StepKind kind) {
     const size_t before = fake::statistics().early_launches;
