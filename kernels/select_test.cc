@@ -293,15 +293,20 @@ class ScoreThenSelectTest : public BackendTest {
     return random.Pick({least, all, few, few, random.Between(least, all)});
   }
 
-  // Labels that make each token's score be value(token), which bfloat16 has.
+  // Labels that make each token's score be value(token), which bfloat16 has, or a multiple of it.
   template <typename F>
-  void CheckScores(Random& random, uint32_t tokens, uint32_t count, const F& value) {
-    Run run(random, {.kv_heads = 3, .channels = 1, .pooling = Pooling::kSum, .lengths = {tokens}});
+  void CheckScores(Random& random, uint32_t tokens, uint32_t count, const F& value,
+                   Case test = {.channels = 1, .pooling = Pooling::kSum}) {
+    test.kv_heads = 3;
+    test.lengths = {tokens};
+    Run run(random, test);
     std::fill(run.q.begin(), run.q.end(), 1.0f);
-    for (uint32_t h = 0; h < 3; ++h) {
+    for (uint32_t h = 0; h < test.kv_heads; ++h) {
       for (uint32_t t = 0; t < tokens; ++t) {
-        StoreValue(run.labels.Table(0).Head(h, t / kBlockTokens), t % kBlockTokens, DType::kBF16,
-                   value(t));
+        std::byte* labels = run.labels.Table(0).Head(h, t / kBlockTokens);
+        for (uint32_t c = 0; c < test.channels; ++c) {
+          StoreValue(labels, c * kBlockTokens + t % kBlockTokens, DType::kBF16, value(t));
+        }
       }
     }
     Output<uint32_t> got(run.selection.size());
@@ -452,8 +457,8 @@ TEST_P(ScoreThenSelectTest, PartsOfMoreTokensThanAreKept) {
       Check(random, test);
     }
   }
-  for (uint32_t tokens : {300001u, 16 * 65536u}) {
-    for (uint32_t count : {300u, 2000u, 9900u, 10053u}) {
+  for (uint32_t tokens : {320001u, 16 * 65536u}) {
+    for (uint32_t count : {300u, 2000u, 8100u, 8300u}) {
       const auto height = [](uint32_t t) { return static_cast<float>(t / 80); };
       CheckScores(random, tokens, count, height);
       CheckScores(random, tokens, count, [&](uint32_t t) { return -height(t); });
@@ -463,7 +468,31 @@ TEST_P(ScoreThenSelectTest, PartsOfMoreTokensThanAreKept) {
   }
   // More selected than there is room for, and rows longer than all CTAs of a cluster take.
   Check(random, {.group = 4, .lengths = {240000, 1000}, .counts = {20000, 300}});
-  Check(random, {.group = 4, .channels = 4, .lengths = {16 * 65536 + 1}, .counts = {2048}});
+  Check(random, {.group = 4, .channels = 4, .lengths = {16 * 131072 + 65}, .counts = {2048}});
+}
+
+// Scores are high where samples are taken, in the middle of 16 or 32 equal steps, and nowhere else
+// (kernels/cuda/score_select_sample.cuh); and where they are not.
+TEST_P(ScoreThenSelectTest, SamplesThatMislead) {
+  if (!cuda()) GTEST_SKIP() << "no samples on this backend";
+  Random random(58);
+  constexpr uint32_t kTokens = 400000, kCut = 128;
+  const uint32_t cuts = (kTokens - kRecentTokens - 1) / kCut;
+  for (uint32_t samples : {16u, 32u}) {
+    std::vector<bool> sampled(cuts + 1);
+    for (uint32_t i = 0; i < samples; ++i) sampled[cuts * (2 * i + 1) / (2 * samples)] = true;
+    const auto high = [&](uint32_t t) { return (sampled[t / kCut] ? 2.0f : 0.0f) + t % 7 / 8.0f; };
+    for (uint32_t count : {300u, 6000u}) {
+      CheckScores(random, kTokens, count, high);
+      CheckScores(random, kTokens, count, [&](uint32_t t) { return -high(t); });
+      for (uint32_t group : {1u, 4u, 8u}) {
+        const Case test{.group = group, .channels = 4};
+        CheckScores(random, kTokens, count, high, test);
+        CheckScores(
+            random, kTokens, count, [&](uint32_t t) { return -high(t); }, test);
+      }
+    }
+  }
 }
 
 // The same step with other lengths; in it the operation twice.

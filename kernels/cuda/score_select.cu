@@ -37,9 +37,9 @@ struct PlainScorer {
     return __ldcs(labels + LaneId() % Unit<kTokens>::kPageLanes);
   }
 
-  __device__ void Score(const Job& job, uint32_t unit, const Shared& shared,
+  __device__ void Score(const Job& job, const std::byte* const* pages, const Shared& shared,
                         Pooled<kTokens>& pooled) const {
-    const std::byte* page = Unit<kTokens>::Page(unit, shared);
+    const std::byte* page = Unit<kTokens>::Page(pages);
     const uint32_t channels = kWhole ? kChannels : job.channels;
     const auto* query = reinterpret_cast<const scoring::HeadValues<kHeads>*>(shared.queries);
 #pragma unroll 1
@@ -104,6 +104,7 @@ bool ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select, Tape& t
     CHECK_LE(selected.count, selected.tokens);
     items.push_back({ViewOf(scored.labels), selected.selection, select.selection_stride,
                      scored.query, scored.tokens, selected.count});
+    if (!items.back().Chooses()) continue;
     work.tokens = std::max(work.tokens, scored.tokens);
     work.want = std::max(work.want, selected.count - AlwaysSetSize(selected.tokens));
   }

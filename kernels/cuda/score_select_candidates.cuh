@@ -5,24 +5,27 @@
 
 #include "kernels/cuda/score_select_find.cuh"
 
-// What a CTA keeps of the tokens that it has scored. Up to kMostKeys: all of them. Of a part of
-// more, the first kCandidates; then those go that so many others are ahead of as the row selects,
-// and from then on only what is higher than the last of these is kept: a later token loses against
-// an earlier one of its key. The room fills up again after ever more tokens, for most rows; where
-// scores rise all along, after as many as there is room for.
+// What a CTA keeps of the tokens that it has scored: all of them in parts of up to kMostKeys, else
+// what reaches a bound. A sample of the row gives the first one (score_select_kernel.cuh). Where
+// the room is full after all, or there was no bound and the first tokens fill it, those go that so
+// many others are ahead of as the row selects, and the last of these is the bound from then on.
 namespace sparsekv::cuda::fused {
 
 using selection::kNoKey;
 
-// The lowest score that may be kept yet, and its key.
+// The place that is kept last and its score, minus infinity where that is not a number; none:
+// everything is kept.
 struct Bound {
-  uint32_t key = kNoKey;  // kNoKey: every one is kept
-  float score = 0;        // minus infinity where the key is below those of numbers
+  Place place = {kNoKey, 0};
+  float score = 0;
+
+  __device__ bool none() const { return place.key == kNoKey; }
 };
 
-__device__ inline Bound BoundOf(uint32_t key) {
-  const uint32_t bits = key >> 31 ? key ^ 0x80000000u : ~key;
-  return {key, key < selection::KeyOfNumber(-INFINITY) ? -INFINITY : __uint_as_float(bits)};
+__device__ inline Bound BoundOf(Place place) {
+  const uint32_t bits = place.key >> 31 ? place.key ^ 0x80000000u : ~place.key;
+  const bool number = place.key >= selection::KeyOfNumber(-INFINITY);
+  return {place, number ? __uint_as_float(bits) : -INFINITY};
 }
 
 // Of a lane's scores, of tokens first, first + kStride and so on: all of them, and counts their
@@ -33,7 +36,7 @@ __device__ void KeepAll(const Part& part, uint32_t first, const float (&scores)[
   uint32_t keys[kTokens];
 #pragma unroll
   for (uint32_t t = 0; t < kTokens; ++t) keys[t] = selection::KeyOf(__float_as_uint(scores[t]));
-  if (first < kCutTokens || first + kCutTokens >= part.tokens) {
+  if (AtAnEnd(part, first)) {
 #pragma unroll
     for (uint32_t t = 0; t < kTokens; ++t) {
       keys[t] = Competes(part, first + t * kStride) ? keys[t] : kNoKey;
@@ -54,31 +57,28 @@ __device__ void KeepAll(const Part& part, uint32_t first, const float (&scores)[
   }
 }
 
-// Or those from the bound on: of most warps some token, of few lanes.
+// Or those that the bound keeps: of most warps some token, of few lanes. Returns whether the room
+// is full.
 template <uint32_t kStride, uint32_t kTokens>
-__device__ void KeepHigh(const Part& part, uint32_t first, const float (&scores)[kTokens],
-                         Bound bound, Shared& shared) {
+__device__ bool KeepHigh(const Part& part, uint32_t first, const float (&scores)[kTokens],
+                         const Bound& bound, Shared& shared) {
   uint32_t high = 0;  // a bit each
 #pragma unroll
-  for (uint32_t t = 0; t < kTokens; ++t) high |= scores[t] >= bound.score ? 1u << t : 0;
-  if (bound.key <= selection::kNanKey) {
+  for (uint32_t t = 0; t < kTokens; ++t) high |= scores[t] < bound.score ? 0 : 1u << t;
+  if (high == 0) return false;
+  const auto key = [&](uint32_t t) { return selection::KeyOf(__float_as_uint(scores[t])); };
 #pragma unroll
-    for (uint32_t t = 0; t < kTokens; ++t) high |= scores[t] != scores[t] ? 1u << t : 0;
+  for (uint32_t t = 0; t < kTokens; ++t) {
+    const uint32_t token = first + t * kStride;
+    const bool kept = Competes(part, token) && Reaches(part, key(t), token, bound.place);
+    high &= kept ? ~0u : ~(1u << t);
   }
-  if (first + kCutTokens >= part.tokens) {  // the part's last ones; its first are all kept
-#pragma unroll
-    for (uint32_t t = 0; t < kTokens; ++t) {
-      if (!Competes(part, first + t * kStride)) high &= ~(1u << t);
-    }
-  }
-  if (high == 0) return;
   uint32_t at = atomicAdd(&shared.candidates, __popc(high));
 #pragma unroll
   for (uint32_t t = 0; t < kTokens; ++t) {
-    if ((high >> t & 1) == 0) continue;
-    shared.keys[at] = selection::KeyOf(__float_as_uint(scores[t]));
-    shared.tokens()[at++] = static_cast<uint16_t>(first + t * kStride);
+    if (high >> t & 1) shared.Keep(at++, key(t), first + t * kStride);
   }
+  return at > kFull;
 }
 
 // Moves the candidates that reach the place to the front, in any order, and sets shared.candidates.
@@ -110,21 +110,20 @@ __device__ inline void MoveToFront(const Part& part, Place place, Candidates can
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i) {
       if ((kept >> i & 1) == 0) continue;
-      shared.keys[at] = keys[i];
-      shared.tokens()[at++] = static_cast<uint16_t>(tokens[i]);
+      shared.Keep(at++, keys[i], tokens[i]);
     }
   }
   __syncthreads();
 }
 
 // Leaves the part's `want` first candidates, and up to a quarter of the other room. Sets
-// shared.candidates and returns what later tokens must reach. By the whole CTA, ends with a
+// shared.candidates and returns what other tokens must reach. By the whole CTA, ends with a
 // barrier.
 __device__ inline Bound LeaveFirst(const Part& part, Candidates candidates, Shared& shared) {
-  const uint32_t most = part.want + (kCandidates - part.want) / 4;
+  const uint32_t most = part.want + (kFull - part.want) / 4;
   const Place last = Search(OneCta{}, part, candidates, part.want, most, shared).last;
   MoveToFront(part, last, candidates, shared);
-  return BoundOf(last.key + 1);
+  return BoundOf(last);
 }
 
 }  // namespace sparsekv::cuda::fused

@@ -139,14 +139,13 @@ struct CodeScorer {
     }
   }
 
-  __device__ void Score(const Job&, uint32_t unit, const Shared& shared,
+  __device__ void Score(const Job&, const std::byte* const* pages, const Shared&,
                         Pooled<kTokens>& pooled) const {
     constexpr uint32_t kOfPage = kBlockTokens / kWarpThreads;
 #pragma unroll
     for (uint32_t i = 0; i < kTokens; ++i) {
-      const uint32_t page = unit * (kTokens / kOfPage) + i / kOfPage;
       float higher[kOwn];
-      HigherOfTwo({const_cast<std::byte*>(shared.pages[page])}, i % kOfPage * kWarpThreads, higher);
+      HigherOfTwo({const_cast<std::byte*>(pages[i / kOfPage])}, i % kOfPage * kWarpThreads, higher);
       if constexpr (kHeads == 8) ShareOut<4>(2, higher);
       ShareOut<2>(1, higher);
       pooled.scores[i] = higher[0];

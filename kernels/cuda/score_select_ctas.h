@@ -9,15 +9,17 @@ inline constexpr uint32_t kMostCtasBits = 4;
 inline constexpr uint32_t kMostCtas = 1 << kMostCtasBits;  // of a row
 
 inline constexpr uint32_t kCutTokens = 128;       // parts end at multiples of these
-inline constexpr uint32_t kPartTokens = 1 << 16;  // at most: a candidate's token has 16 bits
+inline constexpr uint32_t kPartTokens = 1 << 17;  // at most: pages that a CTA has room for
 // Keys of a part that shared memory has room for, beside those of another CTA; and keys with
-// tokens.
-inline constexpr uint32_t kMostKeys = 165 * kCutTokens;
-inline constexpr uint32_t kCandidates = kMostKeys / 3 * 2;
-// Selected tokens of a row that has parts of more tokens than kMostKeys: a third of the room, so
-// that it is seldom full.
-inline constexpr uint32_t kMostWanted = kCandidates / 3;
-static_assert(kCandidates % kCutTokens == 0);
+// tokens of 3 bytes.
+inline constexpr uint32_t kMostKeys = 149 * kCutTokens;
+inline constexpr uint32_t kCandidates = kMostKeys * 4 / 7 / kCutTokens * kCutTokens;
+// A CTA that has more candidates drops some. There is room for what its 16 warps add until they
+// know, a cut of tokens each.
+inline constexpr uint32_t kFull = kCandidates - 16 * kCutTokens;
+// Selected tokens of a row that has parts of more tokens than kMostKeys, at most; parts are half as
+// long where more than half of that are, so that their candidates have room for most rows.
+inline constexpr uint32_t kMostWanted = kFull - 128;
 
 struct Work {
   uint32_t rows;
@@ -34,7 +36,9 @@ struct ClustersAtOnce {
 // as a second turn costs more than longer parts do; more where a part would be too large. 0: there
 // are never enough.
 inline uint32_t CtasOfRow(const Work& work, const ClustersAtOnce& at_once) {
-  const uint32_t part = work.want > kMostWanted ? kMostKeys : kPartTokens;
+  const uint32_t part = work.want > kMostWanted       ? kMostKeys
+                        : work.want > kMostWanted / 2 ? kPartTokens / 2
+                                                      : kPartTokens;
   uint32_t bits = 0;
   while (bits < kMostCtasBits && at_once.of[bits + 1] > 0 &&
          (work.tokens > part << bits || work.rows <= at_once.of[bits + 1])) {

@@ -77,9 +77,7 @@ struct Candidates {
   uint32_t count;
   bool all;
 
-  __device__ uint32_t Token(const Shared& shared, uint32_t i) const {
-    return all ? i : shared.tokens()[i];
-  }
+  __device__ uint32_t Token(Shared& shared, uint32_t i) const { return all ? i : shared.Token(i); }
 };
 
 // A place in the order in which tokens are selected: by key, the highest first, and of the same
@@ -125,8 +123,7 @@ __device__ inline void CountKeys(Place low, uint32_t last, uint32_t shift, uint3
 
 // Of the key low.key, the tokens low.rest .. low.rest + last.
 __device__ inline void CountTokens(const Part& part, Place low, uint32_t last, uint32_t shift,
-                                   Candidates candidates, uint32_t* histogram,
-                                   const Shared& shared) {
+                                   Candidates candidates, uint32_t* histogram, Shared& shared) {
   for (uint32_t i = threadIdx.x; i < candidates.count; i += kThreads) {
     if (shared.keys[i] != low.key) continue;
     const uint32_t above = RestOf(part, candidates.Token(shared, i)) - low.rest;
@@ -167,7 +164,8 @@ __device__ void ForCtas(const Team& team, const T* from, const F& f) {
   }
 }
 
-// The bin of the candidate of rank `rank`, from 1, in all parts. By one warp.
+// The bin of the candidate of rank `rank`, from 1, in all parts; of size 0 where there are fewer.
+// By one warp.
 template <typename Team>
 __device__ Found FindBin(const Team& team, const Shared& shared, uint32_t buffer, uint32_t rank) {
   uint2 groups = {0, 0}, groups_before = {0, 0};  // a pair per lane: in all parts, before this one
@@ -178,6 +176,7 @@ __device__ Found FindBin(const Team& team, const Shared& shared, uint32_t buffer
     groups_before.x += cta < team.rank ? sums.x : 0;
     groups_before.y += cta < team.rank ? sums.y : 0;
   });
+  if (__reduce_add_sync(kWholeWarp, groups.x + groups.y) < rank) return {};
   const selection::Bin pair = selection::FindInWarp(groups.x + groups.y, rank);
   const uint32_t of_upper = __shfl_sync(kWholeWarp, groups.y, pair.index);
   const bool in_upper = pair.rank <= of_upper;
@@ -201,6 +200,7 @@ __device__ Found FindBin(const Team& team, const Shared& shared, uint32_t buffer
 struct Selected {
   Place last;
   uint32_t before;  // how many of them are in the parts before this one
+  bool found;       // there are as many as are wanted
 };
 
 // The `want` first of the team's candidates and, as it happens, some that follow: `most` in all. No
@@ -240,10 +240,11 @@ __device__ Selected Search(const Team& team, const Part& part, Candidates candid
     if (round > 0) Clear(shared.histograms[1 - buffer]);
     __syncthreads();
     const Found found = shared.found;
+    if (found.size == 0) return {};
     (round < kKeyRounds ? low.key : low.rest) += found.bin << shift;
     before += found.above;
     left = found.rank;
-    if (want - left + found.size <= most) return {low, before + found.inside};
+    if (want - left + found.size <= most) return {low, before + found.inside, true};
   }
 }
 

@@ -4,154 +4,100 @@
 
 #include "base/check.h"
 #include "kernels/cuda/begin_kernel.cuh"
-#include "kernels/cuda/score_part.cuh"
 #include "kernels/cuda/score_select_candidates.cuh"
 #include "kernels/cuda/score_select_find.cuh"
 #include "kernels/cuda/score_select_row.cuh"
-#include "kernels/cuda/select_write.cuh"
+#include "kernels/cuda/score_select_sample.cuh"
+#include "kernels/cuda/score_select_unit.cuh"
 
 // Scores of label pages and the selection among them, in one kernel. Bound by the labels' bytes:
 // LabelBytes in per token and KV head; scores go nowhere.
 //
 // A row (a KV head of an item) has one CTA, or a cluster of up to 16 where there are few rows, each
 // with an equal part: so many that all CTAs of the device are at work, and once if possible. A
-// warp's unit of work is some tokens a lane; labels of the units that come next are on their way to
-// L2 meanwhile. What may be selected is kept in shared memory (score_select_candidates.cuh), so
-// that no CTA waits for another one while it scores. Then the cluster finds the last selected
-// candidate (score_select_find.cuh), and each CTA lists what it has of them in order: a bit per
-// token, a running sum over the bits' words.
+// sample says how high the last selected score will be about (score_select_sample.cuh). A warp's
+// unit of work is a cut of 128 tokens; labels of the cuts that come next are on their way to L2
+// meanwhile. What may be selected is kept in shared memory
+// (score_select_candidates.cuh), so that no CTA waits for another one while it scores. Then the
+// cluster finds the last selected candidate (score_select_find.cuh), and each CTA lists what it has
+// of them in order: a bit per token, a running sum over the bits.
 //
 // A Scorer has kTokens of a lane, kStride from one to the next (1, or 32 where neighbours are other
 // lanes'), Lines(job), the 128-byte lines of a page's labels, and Score, which pools the scores of
-// the lane's tokens in a unit. It is made by the CTA, and gathers the part's queries then.
+// the lane's tokens in a unit of the given pages. It is made by the CTA, and gathers the part's
+// queries then.
 namespace sparsekv::cuda::fused {
 
-// Query heads that share a label in registers.
-inline constexpr uint32_t kMostHeads = 8;
-// Rounds of units that labels are asked for ahead of the one in work.
-inline constexpr uint32_t kRoundsAhead = 2;
-// Pages whose labels are asked for before the query is there.
-inline constexpr uint32_t kFirstPages = 128;
-
-template <uint32_t kTokens>
-struct Unit {
-  static constexpr uint32_t kUnitTokens = kWarpThreads * kTokens;
-  static constexpr uint32_t kPageLanes = kBlockTokens / kTokens;
-  static constexpr uint32_t kPages = kUnitTokens / kBlockTokens;
-  static_assert(kCutTokens % kUnitTokens == 0 && kUnitTokens * kWarps <= kRoundTokens);
-
-  // The lane's page of the unit.
-  __device__ static const std::byte* Page(uint32_t unit, const Shared& shared) {
-    return shared.pages[unit * kPages + LaneId() / kPageLanes];
-  }
-  // Asks L2 for the labels of this unit and the warp's next, if they are among `units`.
-  __device__ static void Ask(uint32_t unit, uint32_t units, uint32_t lines, const Shared& shared) {
-#pragma unroll 1
-    for (uint32_t i = LaneId(); i < 2 * kPages * lines; i += kWarpThreads) {
-      const uint32_t page = i / lines;
-      const uint32_t of = unit + page / kPages * kWarps;
-      if (of < units) {
-        BringToL2(shared.pages[of * kPages + page % kPages] + i % lines * kLineBytes);
-      }
-    }
-  }
-};
-
-// The larger; NaN where b is, and only there.
-__device__ inline float MaxOf(float b, float a) {
-  float larger = fmaxf(b, a);
-  asm("max.NaN.f32 %0, %1, %0;" : "+f"(larger) : "f"(b));
-  return larger;
-}
-
-// The scores of a lane's tokens, pooled over the heads so far.
-template <uint32_t kTokens>
-struct Pooled {
-  float scores[kTokens];
-
-  template <uint32_t kHeads>
-  __device__ void Add(const Job& job, uint32_t first_head, const float (&sums)[kHeads][kTokens]) {
-    if (job.pooling == Pooling::kMaxNormalised) {
-#pragma unroll
-      for (uint32_t t = 0; t < kTokens; ++t) {
-        // Heads beyond the group are its first (GatherQueries).
-        float of_others = sums[kHeads - 1][t];
-#pragma unroll
-        for (uint32_t h = 1; h + 1 < kHeads; ++h) of_others = fmaxf(of_others, sums[h][t]);
-        if (first_head == 0) {
-          scores[t] = kHeads == 1 ? sums[0][t] : MaxOf(sums[0][t], of_others);
-        } else {
-          scores[t] = MaxOf(scores[t], fmaxf(sums[0][t], of_others));
-        }
-      }
-      return;
-    }
-#pragma unroll
-    for (uint32_t h = 0; h < kHeads; ++h) {
-      if (first_head + h >= job.group) continue;
-#pragma unroll
-      for (uint32_t t = 0; t < kTokens; ++t) {
-        scores[t] = first_head + h == 0 ? sums[h][t] : __fadd_rn(scores[t], sums[h][t]);
-      }
-    }
-  }
-};
-
-// Scores tokens [from, end) of the part and keeps what reaches the bound.
+// Scores the cut and keeps all its tokens, or what reaches the bound. Returns whether the room is
+// full.
 template <typename Scorer>
-__device__ void ScoreTokens(const Job& job, const Part& part, const Scorer& scorer, uint32_t from,
-                            uint32_t end, Bound bound, Shared& shared) {
-  constexpr uint32_t kTokens = Scorer::kTokens, kStride = Scorer::kStride;
-  using U = Unit<kTokens>;
-  const uint32_t units = part.tokens / U::kUnitTokens;
-#pragma unroll 1
-  for (uint32_t unit = from / U::kUnitTokens + WarpId(); unit < end / U::kUnitTokens;
-       unit += kWarps) {
-    const uint32_t ahead = unit + kRoundsAhead * kWarps;
-    if (unit / kWarps % 2 == 0) U::Ask(ahead, units, Scorer::Lines(job), shared);
-    Pooled<kTokens> pooled;
-    scorer.Score(job, unit, shared, pooled);
-    const uint32_t first = unit * U::kUnitTokens + LaneId() * (kStride == 1 ? kTokens : 1);
-    if (bound.key == kNoKey) {
+__device__ bool ScoreCut(const Job& job, const Part& part, const Scorer& scorer, uint32_t cut,
+                         const Bound& bound, Shared& shared) {
+  constexpr uint32_t kStride = Scorer::kStride;
+  using U = Unit<Scorer::kTokens>;
+  bool full = false;
+#pragma unroll
+  for (uint32_t i = 0; i < U::kOfCut; ++i) {
+    const uint32_t unit = cut * U::kOfCut + i;
+    Pooled<Scorer::kTokens> pooled;
+    scorer.Score(job, shared.pages + unit * U::kPages, shared, pooled);
+    const uint32_t first = unit * U::kUnitTokens + U::OfLane(kStride);
+    if (bound.none()) {
       KeepAll<kStride>(part, first, pooled.scores, shared);
     } else {
-      KeepHigh<kStride>(part, first, pooled.scores, bound, shared);
+      full |= KeepHigh<kStride>(part, first, pooled.scores, bound, shared);
     }
   }
+  return __any_sync(kWholeWarp, full);
+}
+
+// Scores the warp's cuts from `cut` on that begin before token `end` of the part, until the room is
+// full. Returns the warp's next cut.
+template <typename Scorer>
+__device__ uint32_t ScoreCuts(const Job& job, const Part& part, const Scorer& scorer, uint32_t cut,
+                              uint32_t end, const Bound& bound, Shared& shared) {
+  bool full = false;
+#pragma unroll 1
+  for (; cut < end / kCutTokens && !full; cut += kWarps) {
+    AskAhead(cut, part.tokens / kCutTokens, Scorer::Lines(job), shared);
+    full = ScoreCut(job, part, scorer, cut, bound, shared);
+  }
+  return cut;
+}
+
+// All CTAs of the row have done with the histograms of a search; they are clear.
+__device__ inline void EndSearch(Shared& shared) {
+  ArriveInCluster();
+  WaitForCluster();
+  Clear(shared.histograms[0]);
+  Clear(shared.histograms[1]);
+  ArriveInCluster();
+  __syncthreads();
 }
 
 // Returns the part's candidates. Its pages have been brought, the histograms are clear. Ends
-// with a barrier, or it has no tokens.
+// with a barrier.
 template <typename Scorer>
-__device__ Candidates ScorePart(const Job& job, const Part& part, Shared& shared) {
-  if (part.tokens == 0) return {0, true};
-  const Scorer scorer(job, part, shared);
-  uint32_t done = part.tokens <= kMostKeys ? part.tokens : kCandidates;
-  Candidates candidates = {done, true};
-  Bound bound;
-  ScoreTokens(job, part, scorer, 0, done, bound, shared);
-  __syncthreads();
-  while (done < part.tokens) {
-    if (candidates.count > part.want + (kCandidates - part.want) / 2) {
-      bound = LeaveFirst(part, candidates, shared);
-      candidates = {shared.candidates, false};
-    }
-    __syncthreads();  // all know how many there are
-    // So many that all of them could be kept; there is room for a round at least.
-    static_assert((kCandidates - kMostWanted) / 2 >= kRoundTokens);
-    const uint32_t rounds = (kCandidates - candidates.count) / kRoundTokens;
-    const uint32_t end = min(part.tokens, done + rounds * kRoundTokens);
-    ScoreTokens(job, part, scorer, done, end, bound, shared);
+__device__ Candidates ScorePart(const Job& job, const Part& part, const Scorer& scorer, Bound bound,
+                                Shared& shared) {
+  uint32_t cut = WarpId();  // the warp's next one
+  if (bound.none()) {
+    const uint32_t first = part.tokens <= kMostKeys ? part.tokens : kFull;
+    cut = ScoreCuts(job, part, scorer, cut, first, bound, shared);
     __syncthreads();
-    candidates.count = shared.candidates;
-    done = end;
+    if (first == part.tokens) return {first, true};
+    bound = LeaveFirst(part, {first, true}, shared);
+  } else {
+    if (threadIdx.x == 0) shared.candidates = 0;
+    __syncthreads();
   }
-  return candidates;
-}
-
-// Whether scores decide anything.
-__device__ inline bool Chooses(const Item& item) {
-  return item.count > AlwaysSetSize(item.tokens) && item.count < item.tokens;
+  while (true) {
+    cut = ScoreCuts(job, part, scorer, cut, part.tokens, bound, shared);
+    __syncthreads();
+    const Candidates candidates = {shared.candidates, false};
+    if (candidates.count <= kFull) return candidates;  // no warp has stopped
+    bound = LeaveFirst(part, candidates, shared);
+  }
 }
 
 // A bit per token of the part into shared.selected. Ends with a barrier.
@@ -168,8 +114,8 @@ __device__ inline void MarkSelected(const Part& part, Place last, Candidates can
     __syncthreads();
     return;
   }
-  for (uint32_t i = threadIdx.x; i < part.tokens / kWarpThreads; i += kThreads) {
-    shared.selected[i] = 0;
+  for (uint32_t i = threadIdx.x; i < part.tokens / kCutTokens; i += kThreads) {
+    reinterpret_cast<uint4*>(shared.selected)[i] = uint4{};
   }
   __syncthreads();
 #pragma unroll 4
@@ -181,30 +127,33 @@ __device__ inline void MarkSelected(const Part& part, Place last, Candidates can
   __syncthreads();
 }
 
-// Writes the part's selected tokens, in order.
+// Writes the part's selected tokens, in order. A thread has those of some words that follow each
+// other: of most, few. An odd number, so that a warp's loads are of different banks.
 __device__ inline void WriteSelected(const Part& part, const Selected& selected,
                                      Candidates candidates, Shared& shared) {
   MarkSelected(part, selected.last, candidates, shared);
   const uint32_t words = part.tokens / kWarpThreads;
-  uint32_t before = selected.before;
-#pragma unroll 1
-  for (uint32_t tile = 0; tile < words; tile += kThreads) {
-    const uint32_t word = tile + threadIdx.x;
-    const uint32_t bits = word < words ? shared.selected[word] : 0;
-    const auto sum = RunningSum(static_cast<uint32_t>(__popc(bits)), shared.warp_totals);
-    selection::WriteWords(bits, part.first + word * kWarpThreads, before + sum.before, part.to);
-    before += sum.all;
+  const uint32_t of_thread = (words + kThreads - 1) / kThreads | 1;
+  const uint32_t first = min(threadIdx.x * of_thread, words), end = min(first + of_thread, words);
+  uint32_t count = 0;
+  for (uint32_t word = first; word < end; ++word) count += __popc(shared.selected[word]);
+  uint32_t* to = part.to + selected.before + RunningSum(count, shared.totals).before;
+  for (uint32_t word = first; word < end; ++word) {
+    const uint32_t token = part.first + word * kWarpThreads;
+    for (uint32_t bits = shared.selected[word]; bits != 0; bits &= bits - 1) {
+      *to++ = token + __ffs(static_cast<int>(bits)) - 1;
+    }
   }
 }
 
-// The tokens that are selected whatever their scores; true when that is all.
-__device__ inline bool WriteAlwaysSet(const Job& job, const Item& item, uint32_t kv_head,
+// The tokens that are selected whatever their scores.
+__device__ inline void WriteAlwaysSet(const Job& job, const Item& item, uint32_t kv_head,
                                       uint32_t rank) {
   uint32_t* to = item.selection + kv_head * item.selection_stride;
   if (item.count == item.tokens) {
     const uint32_t first = rank * kThreads + threadIdx.x;
     for (uint32_t i = first; i < item.count; i += job.ctas * kThreads) to[i] = i;
-    return true;
+    return;
   }
   // There are more tokens than in the always-set.
   constexpr uint32_t kLast = kRecentTokens + 1;
@@ -214,7 +163,6 @@ __device__ inline bool WriteAlwaysSet(const Job& job, const Item& item, uint32_t
     if (i < kSinkTokens) to[i] = i;
     if (i < kLast) to[item.count - kLast + i] = item.tokens - kLast + i;
   }
-  return item.count == kSinkTokens + kLast;
 }
 
 template <typename Scorer>
@@ -227,18 +175,30 @@ __device__ void ScoreAndSelectPart(const Job& job) {
   const uint32_t kv_head = row % job.kv_heads;
   const Part& part = shared.part;
   // All labels but the newest are there already.
-  if (Chooses(item)) {
+  if (item.Chooses()) {
     if (threadIdx.x == 0) shared.part = CutRow(job, item, kv_head, cluster.rank);
     Clear(shared.histograms[0]);
     Clear(shared.histograms[1]);
     __syncthreads();
+    if (part.sampled) BringSample(job, part, shared);
     if (part.tokens > 0) BringPages(job, part, kFirstPages, shared);
   }
   BeginKernel();
-  if (WriteAlwaysSet(job, item, kv_head, cluster.rank)) return;
+  WriteAlwaysSet(job, item, kv_head, cluster.rank);
+  if (!item.Chooses()) return;
   ArriveInCluster();
-  const Candidates candidates = ScorePart<Scorer>(job, part, shared);
-  const Selected selected = Search(cluster, part, candidates, part.want, part.want, shared);
+  const Scorer scorer(job, part, shared);
+  Bound bound;
+  if (part.sampled) bound = SampleBound(job, part, scorer, shared);
+  Candidates candidates;
+  Selected selected;
+  while (true) {
+    candidates = ScorePart(job, part, scorer, bound, shared);
+    selected = Search(cluster, part, candidates, part.want, part.want, shared);
+    if (selected.found) break;
+    EndSearch(shared);
+    bound = {};  // that of the sample was too high
+  }
   ArriveInCluster();
   WriteSelected(part, selected, candidates, shared);
   WaitForCluster();  // nobody reads this CTA's shared memory any more

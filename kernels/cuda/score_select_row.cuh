@@ -19,9 +19,8 @@ inline constexpr uint32_t kThreads = 512;
 inline constexpr uint32_t kWarps = kThreads / kWarpThreads;
 // CTAs of a multiprocessor: what its shared memory has room for, and 64 registers a thread.
 inline constexpr uint32_t kCtasPerMultiprocessor = 2;
+inline constexpr uint32_t kCutPages = kCutTokens / kBlockTokens;
 inline constexpr uint32_t kPartPages = kPartTokens / kBlockTokens;
-inline constexpr uint32_t kRoundTokens = kThreads * 4;  // that all warps score at a time, at most
-inline constexpr uint32_t kLineBytes = 128;             // that L2 is asked for at once
 inline constexpr uint32_t kMostQueryValues = 1280;  // of a row: query heads times channels, codes
 
 struct Item {
@@ -31,6 +30,11 @@ struct Item {
   uint32_t query;
   uint32_t tokens;
   uint32_t count;
+
+  // Whether scores decide anything.
+  __host__ __device__ bool Chooses() const {
+    return count > AlwaysSetSize(tokens) && count < tokens;
+  }
 };
 
 // By value: no padding, as its bytes are part of the step's shape.
@@ -44,7 +48,7 @@ struct Job {
   uint32_t head_dim;
   uint32_t channels;
   uint32_t words;  // of a label's codes
-  uint32_t lines;  // of a page's labels of a KV head
+  uint32_t lines;  // kLineBytes of a page's labels of a KV head
   Pooling pooling;
   uint8_t bits;  // of a code
   uint8_t zeros[2];
@@ -58,11 +62,14 @@ struct Part {
   uint32_t* to;          // where the row's selected tokens are listed, but for the always-set
   uint64_t first_query;  // row of q
   uint32_t kv_head;
-  uint32_t first;   // token of the row
-  uint32_t tokens;  // in whole kCutTokens, at most kPartTokens
-  uint32_t skip;    // tokens that do not compete
-  uint32_t end;     // of those that do; 0 when there are none
-  uint32_t want;    // how many of the row's are selected
+  uint32_t first;      // token of the row
+  uint32_t tokens;     // in whole kCutTokens, at most kPartTokens
+  uint32_t skip;       // tokens that do not compete
+  uint32_t end;        // of those that do; 0 when there are none
+  uint32_t want;       // how many of the row's are selected
+  uint32_t competing;  // tokens of the row
+  uint32_t parts;      // of the row, that are not empty
+  bool sampled;        // some part of the row has more tokens than keys are kept of
 };
 
 // What is known of the last selected candidate after a round of the search.
@@ -76,7 +83,10 @@ struct Found {
 
 // Histograms and sums of a round are read by the other CTAs until the next round's barrier.
 struct Shared {
-  uint32_t keys[kMostKeys];  // select_threshold.cuh
+  union {
+    uint32_t keys[kMostKeys];                           // select_threshold.cuh
+    const std::byte* sample_pages[kWarps * kCutPages];  // until there is a bound
+  };
   float queries[kMostQueryValues];
   uint32_t histograms[2][selection::kBins];
   uint32_t group_sums[2][selection::kGroups];  // of this CTA's histograms
@@ -85,17 +95,26 @@ struct Shared {
     uint32_t
         selected[kPartTokens / kWarpThreads];  // a bit per token of the part, when all are scored
   };
-  uint32_t warp_totals[kWarps];
+  uint32_t totals[2 * kWarps];
   uint32_t candidates;
   Found found;
   Part part;  // registers are for the sums
 
-  // Of the candidates whose keys these are, behind the keys.
-  __device__ uint16_t* tokens() { return reinterpret_cast<uint16_t*>(keys + kCandidates); }
-  __device__ const uint16_t* tokens() const {
-    return reinterpret_cast<const uint16_t*>(keys + kCandidates);
+  // Of the candidates whose keys these are: the lower 16 bits of their tokens and the upper 8, both
+  // behind the keys.
+  __device__ uint16_t* lows() { return reinterpret_cast<uint16_t*>(keys + kCandidates); }
+  __device__ uint8_t* highs() { return reinterpret_cast<uint8_t*>(lows() + kCandidates); }
+  __device__ void Keep(uint32_t at, uint32_t key, uint32_t token) {
+    keys[at] = key;
+    lows()[at] = static_cast<uint16_t>(token);
+    highs()[at] = static_cast<uint8_t>(token >> 16);
+  }
+  __device__ uint32_t Token(uint32_t at) {
+    return lows()[at] | static_cast<uint32_t>(highs()[at]) << 16;
   }
 };
+static_assert(kCandidates - kFull >= kWarps * kCutTokens);
+static_assert(kCandidates * (sizeof(uint32_t) + 3) <= kMostKeys * sizeof(uint32_t));
 // With GatherQueries' norms and what the device keeps for itself.
 static_assert(kCtasPerMultiprocessor * (sizeof(Shared) + kMaxGroup * sizeof(float) + 1024) <=
               228 << 10);
@@ -117,36 +136,49 @@ __device__ inline Part CutRow(const Job& job, const Item& item, uint32_t kv_head
   part.to = item.selection + kv_head * item.selection_stride + kSinkTokens;
   part.first_query = (uint64_t{item.query} * job.kv_heads + kv_head) * job.group;
   part.kv_head = kv_head;
+  part.competing = row_end - kSinkTokens;
+  part.parts = (cuts + cuts_of_part - 1) / cuts_of_part;
+  part.sampled = cuts_of_part * kCutTokens > kMostKeys;
   return part;
 }
+
+inline constexpr uint32_t kLineBytes = 128;  // that L2 is asked for at once
 
 __device__ inline void BringToL2(const std::byte* line) {
   asm volatile("prefetch.global.L2 [%0];" : : "l"(line));
 }
-
 // Tokens from the part's first to the last that competes.
 __device__ inline uint32_t TokensInUse(const Part& part) { return min(part.tokens, part.end); }
 
 // The part's pages; it is not empty. Where a page would lie beyond the last that competes, it is
-// that one's. The first `asked` of them are on their way to L2 when this returns. Complete after a
-// barrier.
+// that one's. The first `asked` of them, no more than threads, are on their way to L2 when this
+// returns. Complete after a barrier.
 __device__ inline void BringPages(const Job& job, const Part& part, uint32_t asked,
                                   Shared& shared) {
   const auto* pages = reinterpret_cast<const unsigned long long*>(part.pages);
   const uint32_t last = (TokensInUse(part) - 1) / kBlockTokens;
   // From the last thread on: the first ones have the queries to gather.
-  for (uint32_t i = kThreads - 1 - threadIdx.x; i < part.tokens / kBlockTokens; i += kThreads) {
-    const auto* labels =
+  const uint32_t first = kThreads - 1 - threadIdx.x;
+#pragma unroll 4
+  for (uint32_t i = first; i < part.tokens / kBlockTokens; i += kThreads) {
+    shared.pages[i] =
         reinterpret_cast<const std::byte*>(__ldg(pages + min(i, last))) + part.page_offset;
-    shared.pages[i] = labels;
-    if (i >= asked) continue;
+  }
+  // Behind the pages of all threads, which would wait for these labels else.
+  if (first >= min(asked, part.tokens / kBlockTokens)) return;
 #pragma unroll 1
-    for (uint32_t line = 0; line < job.lines; ++line) BringToL2(labels + line * kLineBytes);
+  for (uint32_t line = 0; line < job.lines; ++line) {
+    BringToL2(shared.pages[first] + line * kLineBytes);
   }
 }
 
 __device__ inline bool Competes(const Part& part, uint32_t token) {
   return token >= part.skip && token < part.end;
+}
+
+// Whether of kCutTokens from there on, or fewer, some may not compete.
+__device__ inline bool AtAnEnd(const Part& part, uint32_t first) {
+  return first < kCutTokens || first + kCutTokens >= part.tokens;
 }
 
 }  // namespace sparsekv::cuda::fused

@@ -1,0 +1,102 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/score_select_candidates.cuh"
+#include "kernels/cuda/score_select_unit.cuh"
+
+// What some tokens of a long row, a cut per warp, say of its last selected score: a bound that most
+// probably no fewer tokens reach than are wanted, and few more. Every CTA of the row takes the same
+// sample, so that none waits for another. Where the bound is too high after all, the row is scored
+// again without one; what is selected depends on it in no case.
+namespace sparsekv::cuda::fused {
+
+// The sample's pages, which are on their way to L2 when this returns. The cuts lie apart by equal
+// steps, and all their tokens compete. Complete after a barrier.
+__device__ inline void BringSample(const Job& job, const Part& part, Shared& shared) {
+  const uint32_t i = threadIdx.x;
+  if (i >= kWarps * kCutPages) return;
+  const uint32_t cuts = (part.competing + kSinkTokens) / kCutTokens;  // whole ones of the row
+  const uint32_t cut = cuts * (2 * (i / kCutPages) + 1) / (2 * kWarps);
+  const auto* pages =
+      reinterpret_cast<const unsigned long long*>(part.pages) - part.first / kBlockTokens;
+  const auto* labels =
+      reinterpret_cast<const std::byte*>(__ldg(pages + cut * kCutPages + i % kCutPages));
+  shared.sample_pages[i] = labels + part.page_offset;
+#pragma unroll 1
+  for (uint32_t line = 0; line < job.lines; ++line) {
+    BringToL2(shared.sample_pages[i] + line * kLineBytes);
+  }
+}
+
+// Of every thread's value, by all threads of the CTA. `totals`: one per warp; those of the call
+// before may still be read.
+__device__ inline uint32_t SumOfCta(uint32_t value, uint32_t* totals) {
+  const uint32_t of_warp = __reduce_add_sync(kWholeWarp, value);
+  if (LaneId() == 0) totals[WarpId()] = of_warp;
+  __syncthreads();
+  return __reduce_add_sync(kWholeWarp, LaneId() < kWarps ? totals[LaneId()] : 0);
+}
+__device__ inline uint32_t HighestOfCta(uint32_t value, uint32_t* totals) {
+  const uint32_t of_warp = __reduce_max_sync(kWholeWarp, value);
+  if (LaneId() == 0) totals[WarpId()] = of_warp;
+  __syncthreads();
+  return __reduce_max_sync(kWholeWarp, LaneId() < kWarps ? totals[LaneId()] : 0);
+}
+
+// A key that no less than `rank` of the CTA's keys reach, and no more than `most` but for equal
+// ones: by halving what it may be.
+template <uint32_t kKeys>
+__device__ uint32_t KeyOfRank(uint32_t rank, uint32_t most, const uint32_t (&keys)[kKeys],
+                              Shared& shared) {
+  uint32_t highest = 0;
+#pragma unroll
+  for (uint32_t i = 0; i < kKeys; ++i) highest = max(highest, keys[i]);
+  // Which enough reach, and too few.
+  uint32_t low = 0, high = HighestOfCta(highest, shared.totals);
+  if (high < ~0u) ++high;
+  // Four octaves below the highest, a good guess to begin with: an exponent's lowest bit is 23.
+  constexpr uint32_t kOctaves = 4 << 23;
+  uint32_t middle = high > kOctaves ? high - kOctaves : high / 2;
+  for (uint32_t round = 1; high - low > 1; ++round) {
+    uint32_t count = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < kKeys; ++i) count += keys[i] >= middle ? 1 : 0;
+    count = SumOfCta(count, shared.totals + round % 2 * kWarps);
+    if (count < rank) {
+      high = middle;
+    } else {
+      low = middle;
+      if (count <= most) break;
+    }
+    middle = low + (high - low) / 2;
+  }
+  return low;
+}
+
+// By the whole CTA, of a row with parts of more tokens than keys are kept of. None where the scores
+// of the sample are no numbers.
+template <typename Scorer>
+__device__ Bound SampleBound(const Job& job, const Part& part, const Scorer& scorer,
+                             Shared& shared) {
+  constexpr uint32_t kTokens = Scorer::kTokens;
+  using U = Unit<kTokens>;
+  uint32_t keys[kCutTokens / kWarpThreads];
+#pragma unroll
+  for (uint32_t i = 0; i < U::kOfCut; ++i) {
+    Pooled<kTokens> pooled;
+    scorer.Score(job, shared.sample_pages + WarpId() * kCutPages + i * U::kPages, shared, pooled);
+#pragma unroll
+    for (uint32_t t = 0; t < kTokens; ++t) {
+      keys[i * kTokens + t] = selection::KeyOf(__float_as_uint(pooled.scores[t]));
+    }
+  }
+  // As many of the sample as are expected, and four standard deviations.
+  constexpr uint32_t kSample = kWarps * kCutTokens;
+  const float expected = static_cast<float>(part.want) * kSample / part.competing;
+  const auto rank = static_cast<uint32_t>(expected + 4 * __fsqrt_rn(expected)) + 8;
+  const uint32_t key = KeyOfRank(rank, rank + rank / 8, keys, shared);
+  return key > selection::kNanKey ? BoundOf({key, 0}) : Bound{};
+}
+
+}  // namespace sparsekv::cuda::fused
