@@ -61,49 +61,60 @@ HWY_INLINE void WidenWords(VU words, const hwy::float16_t*, VF* values) {
 
 // Fetches the rows of a tile into the L2 cache (a tile is as large as the L1 cache) line by line,
 // while the tile before it is computed. Whoever computes says when, so that the memory is never
-// idle and never asked for all at once: two lines at a time, as what is asked for in one burst
-// keeps the loads behind it waiting. Rows of a whole context follow each other and are fetched in
-// the order of their addresses, which memory likes best; of rows that lie apart a few are fetched
-// side by side.
+// idle and never asked for all at once: a core waits for some 24 lines at most, and loads that only
+// the L2 cache has to answer need a place among them. Rows of a whole context follow each other and
+// are fetched in the order of their addresses, which the hardware's own prefetching understands; of
+// rows that lie apart a few are fetched side by side, a line of each in turn, so that they wait
+// together for their addresses to be looked up.
 class TileFetch {
  public:
-  TileFetch(const std::byte* const* rows, size_t row_bytes)
-      : row_(rows),
-        last_(rows + kAttendTile),
-        end_(row_bytes),
-        group_(rows[kAttendTile - 1] == rows[0] + (kAttendTile - 1) * row_bytes ? 1 : kApart) {}
-
   static constexpr size_t kLine = 64;
   static constexpr size_t kBurst = 2;
+  static constexpr size_t kAbreast = 8;
+  static_assert(kAbreast % kBurst == 0 && kAttendTile % kAbreast == 0);
 
-  // `count` more lines are due: the widest instruction set has up to two bursts at a time.
+  // `rows`: of the tile. `lines`: room for kAbreast, used while lines are fetched.
+  TileFetch(const std::byte* const* rows, size_t row_bytes, const std::byte** lines)
+      : next_(rows), stride_(kLine), end_(row_bytes), groups_(kAttendTile / kAbreast) {
+    if (rows[kAttendTile - 1] == rows[0] + (kAttendTile - 1) * row_bytes) {
+      for (size_t i = 0; i < kAbreast; ++i) lines[i] = rows[0] + i * kLine;
+      next_ = lines;
+      stride_ = kAbreast * kLine;
+      end_ = kAttendTile * row_bytes;
+      groups_ = 1;
+    }
+    stop_ = next_ + kAbreast;
+  }
+
+  // `count` more lines are due, in whole bursts. Who asks for more than there are gets some again.
   HWY_INLINE void Lines(size_t count) {
-    for (due_ += count; due_ >= kBurst && row_ != last_; due_ -= kBurst) FetchBurst();
+#pragma GCC unroll 4
+    for (size_t i = 0; i < count; i += kBurst) {
+#pragma GCC unroll 2
+      for (size_t line = 0; line < kBurst; ++line) __builtin_prefetch(next_[line] + at_, 0, 2);
+      next_ += kBurst;
+      if (next_ == stop_) NextStride();
+    }
   }
 
  private:
-  HWY_INLINE void FetchBurst() {
-    const std::byte* from = row_[in_group_] + at_;
-    __builtin_prefetch(from, 0, 2);
-    __builtin_prefetch(from + kLine, 0, 2);
-    if (++in_group_ < group_) return;
-    in_group_ = 0;
-    at_ += kBurst * kLine;
+  HWY_INLINE void NextStride() {
+    next_ -= kAbreast;
+    at_ += stride_;
     if (at_ < end_) return;
     at_ = 0;
-    row_ += group_;
+    if (groups_ == 1) return;
+    --groups_;
+    next_ = stop_;
+    stop_ += kAbreast;
   }
 
-  static constexpr size_t kApart = 16;
-  static_assert(kAttendTile % kApart == 0);
-
-  const std::byte* const* row_;
-  const std::byte* const* last_;
-  size_t end_;
-  size_t group_;  // rows that are fetched side by side
-  size_t in_group_ = 0;
+  const std::byte* const* next_;  // of kAbreast addresses, those before stop_: + at_ is due
+  const std::byte* const* stop_;
   size_t at_ = 0;
-  size_t due_ = 0;
+  size_t stride_;
+  size_t end_;
+  size_t groups_;  // of kAbreast addresses, this one included
 };
 
 // Words per block of 16 bytes, and rows that give one block each.
@@ -137,7 +148,7 @@ HWY_NOINLINE void TransposeKeys(const std::byte* const* rows, size_t head_dim, D
     constexpr size_t kValues = kWordValues<std::decay_t<decltype(*null)>>;
     for (size_t t = 0; t < kAttendTile; t += kLanes) {
       for (size_t word = 0; word < head_dim / kValues; word += kSquare) {
-        fetch.Lines(kLanes / 4);  // half of the rows in all
+        fetch.Lines(kLanes / 4);  // half of the tile in all
         VU words[kSquare];
         TransposeWords(rows + t, word, words);
 #pragma GCC unroll 4
@@ -187,7 +198,9 @@ HWY_NOINLINE void WidenValues(const std::byte* const* rows, size_t count, size_t
     using T = decltype(null);
     const size_t half_row = head_dim * sizeof(*null);
     for (size_t t = 0; t < count; ++t) {
-      for (size_t at = 0; at < half_row; at += TileFetch::kLine) fetch.Lines(1);
+      for (size_t at = 0; at < half_row; at += TileFetch::kBurst * TileFetch::kLine) {
+        fetch.Lines(TileFetch::kBurst);
+      }
       const T from = reinterpret_cast<T>(rows[t]) + head_dim;
       float* to = values + t * padded;
       size_t c = 0;
@@ -270,35 +283,39 @@ HWY_INLINE void Multiply(const Product& p, size_t rows, size_t width) {
   if (row < rows) MultiplyRows<1>(p, row, width);
 }
 
-// Turns one row of dot products into weights exp(scale * dot - new maximum), zero outside of
-// [from, to), and updates the running maximum and sum. Returns the factor by which the row's older
-// sums shrink.
-HWY_INLINE float SoftmaxStep(float* HWY_RESTRICT row, size_t from, size_t to, float scale,
-                             float* maximum, float* sum) {
+// Scales one row of dot products to scores, minus infinity outside of [from, to). Returns the
+// highest of them and of `maximum`, in all lanes.
+HWY_INLINE VF ScaleScores(float* HWY_RESTRICT row, size_t from, size_t to, float scale,
+                          float maximum) {
   const DF d;
-  constexpr size_t kVectors = kAttendTile / kLanes;
   const VF scales = hn::Set(d, scale);
-  VF scores[kVectors];
-  VF highest = hn::Set(d, *maximum);
+  VF highest = hn::Set(d, maximum);
 #pragma GCC unroll 16
-  for (size_t i = 0; i < kVectors; ++i) {
-    scores[i] = hn::Mul(hn::LoadU(d, row + i * kLanes), scales);
-    if ((i + 1) * kLanes > to) {
-      const auto valid = hn::FirstN(d, to > i * kLanes ? to - i * kLanes : 0);
-      scores[i] = hn::IfThenElse(valid, scores[i], hn::Set(d, -HUGE_VALF));
+  for (size_t i = 0; i < kAttendTile; i += kLanes) {
+    VF scores = hn::Mul(hn::LoadU(d, row + i), scales);
+    if (i + kLanes > to) {
+      const auto valid = hn::FirstN(d, to > i ? to - i : 0);
+      scores = hn::IfThenElse(valid, scores, hn::Set(d, -HUGE_VALF));
     }
-    if (from > i * kLanes) {
-      const auto outside = hn::FirstN(d, HWY_MIN(from - i * kLanes, kLanes));
-      scores[i] = hn::IfThenElse(outside, hn::Set(d, -HUGE_VALF), scores[i]);
+    if (from > i) {
+      const auto outside = hn::FirstN(d, HWY_MIN(from - i, kLanes));
+      scores = hn::IfThenElse(outside, hn::Set(d, -HUGE_VALF), scores);
     }
-    highest = hn::Max(highest, scores[i]);
+    highest = hn::Max(highest, scores);
+    hn::StoreU(scores, d, row + i);
   }
-  highest = hn::MaxOfLanes(d, highest);
+  return hn::MaxOfLanes(d, highest);
+}
+
+// Turns scores into weights exp(score - highest), and updates the running maximum and sum. Returns
+// the factor by which the row's older sums shrink.
+HWY_INLINE float WeighScores(float* HWY_RESTRICT row, VF highest, float* maximum, float* sum) {
+  const DF d;
   VF total = hn::Zero(d);
-#pragma GCC unroll 16
-  for (size_t i = 0; i < kVectors; ++i) {
-    const VF weights = Exp(hn::Sub(scores[i], highest));
-    hn::StoreU(weights, d, row + i * kLanes);
+#pragma GCC unroll 4
+  for (size_t i = 0; i < kAttendTile; i += kLanes) {
+    const VF weights = Exp(hn::Sub(hn::LoadU(d, row + i), highest));
+    hn::StoreU(weights, d, row + i);
     total = hn::Add(total, weights);
   }
   const float top = hn::GetLane(highest);

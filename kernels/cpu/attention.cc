@@ -66,7 +66,7 @@ struct TileRows {
     if (first >= end || end - first < kAttendTile) {
       for (const std::byte*& row : rows) row = kZeroRow;
     }
-    block.ForRows(first, end, [&](uint32_t i, const std::byte* row) { rows[i - begin] = row; });
+    if (first < end) block.FindRows(first, end, rows + (first - begin));
   }
 };
 
@@ -79,6 +79,26 @@ struct TileRange {
   bool operator==(const TileRange&) const = default;
 };
 
+// Scores of the rows [first, end) into weights; a few rows at a time, so that one does not wait for
+// the highest score of another.
+void WeighRows(const Workspace& work, const AttendPartial& part, size_t first, size_t end,
+               TileRange range, float scale) {
+  constexpr size_t kRows = 4;
+  for (; first < end; first += kRows) {
+    const size_t rows = HWY_MIN(kRows, end - first);
+    float* scores = work.scores + first * kAttendTile;
+    VF highest[kRows];
+    for (size_t r = 0; r < rows; ++r) {
+      highest[r] = ScaleScores(scores + r * kAttendTile, range.from, range.to, scale,
+                               part.maximum[first + r]);
+    }
+    for (size_t r = 0; r < rows; ++r) {
+      work.factors[first + r] = WeighScores(scores + r * kAttendTile, highest[r],
+                                            part.maximum + first + r, part.total + first + r);
+    }
+  }
+}
+
 // Adds the tile's entries in the range to the rows of tokens [token, token + tokens).
 void AddWeighted(const AttendBlock& block, const Workspace& work, const AttendPartial& part,
                  uint32_t token, uint32_t tokens, TileRange range, const TileRows& tile,
@@ -86,10 +106,7 @@ void AddWeighted(const AttendBlock& block, const Workspace& work, const AttendPa
   const size_t padded = PaddedDim(*block.args);
   const size_t first = size_t{token} * block.args->group;
   const size_t rows = size_t{tokens} * block.args->group;
-  for (size_t r = first; r < first + rows; ++r) {
-    work.factors[r] = SoftmaxStep(work.scores + r * kAttendTile, range.from, range.to,
-                                  block.args->scale, part.maximum + r, part.total + r);
-  }
+  WeighRows(work, part, first, first + rows, range, block.args->scale);
   const float* weights = work.scores + first * kAttendTile + range.from;
   if (IsFew(block)) {
     AddValuesFew({.tile = tile.rows + range.from,
@@ -118,7 +135,8 @@ void AddTile(const AttendBlock& block, const Workspace& work, const AttendPartia
              uint32_t begin, uint32_t count, const TileRows& tile, const TileRows& next) {
   const AttendArgs& args = *block.args;
   const DType dtype = block.item->rows.layout->dtype;
-  TileFetch fetch(next.rows, block.item->rows.layout->row_bytes());
+  const std::byte* lines[TileFetch::kAbreast];
+  TileFetch fetch(next.rows, block.item->rows.layout->row_bytes(), lines);
   // Dot products of every row that sees the tile. Those with entries outside of a row's list are
   // dropped by the softmax step.
   uint32_t token = block.FirstTokenWith(begin);

@@ -42,20 +42,20 @@ constexpr size_t kStripVectors = 2;
 constexpr size_t kStripKeys = kStripVectors * kLanes;
 static_assert(kAttendTile % kStripKeys == 0);
 
-// Lines to fetch per kSquare words of a strip, so that transposing a tile's keys fetches a quarter
-// of the next tile, and multiplying them another.
-constexpr size_t kSquareLines = kStripKeys / 8;
-
-// words[w][t] = word w of row t, for the rows of a strip.
+// words[w][t] = word w of row t, for the rows of a strip. Fetches a quarter of the next tile over
+// the strips of a tile, as DotStrip does.
 HWY_NOINLINE void TransposeStrip(const std::byte* const* HWY_RESTRICT rows, size_t count,
                                  TileFetch& all_fetch, uint32_t* HWY_RESTRICT words) {
   TileFetch fetch = all_fetch;
-  for (size_t word = 0; word < count; word += kSquare) {
-    fetch.Lines(kSquareLines);
+  for (size_t v = 0; v < kStripVectors; ++v) {
+    const std::byte* own[kLanes];  // in registers
+#pragma GCC unroll 16
+    for (size_t i = 0; i < kLanes; ++i) own[i] = rows[v * kLanes + i];
 #pragma GCC unroll 2
-    for (size_t v = 0; v < kStripVectors; ++v) {
+    for (size_t word = 0; word < count; word += kSquare) {
+      if (word / kSquare % 2 == 0) fetch.Lines(kLanes / 4);
       VU square[kSquare];
-      TransposeWords(rows + v * kLanes, word, square);
+      TransposeWords(own, word, square);
 #pragma GCC unroll 4
       for (size_t w = 0; w < kSquare; ++w) {
         hn::Store(square[w], DU(), words + (word + w) * kStripKeys + v * kLanes);
@@ -80,7 +80,8 @@ HWY_INLINE void DotStrip(const float* HWY_RESTRICT q, size_t head_dim,
   }
   const float* HWY_RESTRICT end = q + head_dim;
   while (q != end) {
-    fetch.Lines(kSquareLines);
+    fetch.Lines(kLanes / 4);
+#pragma GCC unroll 4
     for (size_t w = 0; w < kSquare; ++w, words += kStripKeys, q += kValues) {
       VF keys[kStripVectors][kValues];
 #pragma GCC unroll 2
@@ -152,25 +153,28 @@ HWY_INLINE void AddColumn(const FewSums& job, size_t column, size_t valid, const
       sums[r][v] = hn::Mul(hn::Set(d, job.factors[r]), hn::LoadU(d, from));
     }
   }
-  // Values between two bursts of fetching, which make half of a tile's lines over all columns.
-  constexpr size_t kBytes = kVectors * kLanes * sizeof(T);
-  constexpr size_t kStep = HWY_MIN(16, HWY_MAX(1, TileFetch::kBurst * TileFetch::kLine / kBytes));
-  for (size_t t = 0; t < job.count;) {
-    fetch.Lines(kStep * kBytes / TileFetch::kLine);
-    const size_t end = HWY_MIN(t + kStep, job.count);
-    for (; t < end; ++t) {
-      VF values[kVectors];
-      LoadValues<kVectors>(reinterpret_cast<const T*>(job.tile[t] + offset), valid, values);
+  const auto add = [&](size_t t) HWY_ATTR {
+    VF values[kVectors];
+    LoadValues<kVectors>(reinterpret_cast<const T*>(job.tile[t] + offset), valid, values);
 #pragma GCC unroll 4
-      for (size_t r = 0; r < kRows; ++r) {
-        const VF weights = hn::Set(d, job.weights[r * kAttendTile + t]);
+    for (size_t r = 0; r < kRows; ++r) {
+      const VF weights = hn::Set(d, job.weights[r * kAttendTile + t]);
 #pragma GCC unroll 4
-        for (size_t v = 0; v < kVectors; ++v) {
-          sums[r][v] = hn::MulAdd(weights, values[v], sums[r][v]);
-        }
+      for (size_t v = 0; v < kVectors; ++v) {
+        sums[r][v] = hn::MulAdd(weights, values[v], sums[r][v]);
       }
     }
+  };
+  // As many lines as are read, which is half of a tile over all columns.
+  constexpr size_t kBytes = kVectors * kLanes * sizeof(T);
+  constexpr size_t kStep = HWY_MIN(16, HWY_MAX(1, 2 * TileFetch::kLine / kBytes));
+  size_t t = 0;
+  for (; t + kStep <= job.count; t += kStep) {
+    fetch.Lines(kStep * kBytes / TileFetch::kLine);
+#pragma GCC unroll 4
+    for (size_t i = 0; i < kStep; ++i) add(t + i);
   }
+  for (; t < job.count; ++t) add(t);
   all_fetch = fetch;
 #pragma GCC unroll 4
   for (size_t r = 0; r < kRows; ++r) {

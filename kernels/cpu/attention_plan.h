@@ -48,31 +48,26 @@ struct AttendBlock {
     return end - Position(0) < tokens ? static_cast<uint32_t>(end - Position(0)) : tokens;
   }
 
-  // The row of the list's entry `i` for i in [begin, end).
-  template <typename Function>
-  void ForRows(uint32_t begin, uint32_t end, const Function& function) const {
+  // rows[i - begin] = where the row of the list's entry i lies, for i in [begin, end).
+  void FindRows(uint32_t begin, uint32_t end, const std::byte** rows) const {
     const RowLayout& layout = *item->rows.layout;
     const std::byte* base = item->rows.layer_base + layout.RowOffset(kv_head, 0);
     const size_t block_stride = layout.block_stride();
     const size_t row_bytes = layout.row_bytes();
-    const uint32_t* list =
-        item->selection == nullptr ? nullptr : item->selection + kv_head * args->selection_stride;
-    if (list == nullptr) {
-      const std::byte* row = nullptr;
-      for (uint32_t i = begin; i < end; ++i, row += row_bytes) {
-        if (row == nullptr || i % kBlockTokens == 0) {
-          row = base + item->rows.blocks[i / kBlockTokens] * block_stride +
-                i % kBlockTokens * row_bytes;
-        }
-        function(i, row);
-      }
+    const auto row_of = [&](uint32_t token) {
+      return base + item->rows.blocks[token / kBlockTokens] * block_stride +
+             token % kBlockTokens * row_bytes;
+    };
+    if (item->selection != nullptr) {
+      const uint32_t* list = item->selection + kv_head * args->selection_stride;
+      const uint32_t start = Begin(0);  // of the selection's only token
+      for (uint32_t i = begin; i < end; ++i) *rows++ = row_of(list[i - start]);
       return;
     }
-    const uint32_t start = Begin(0);  // of the selection's only token
-    for (uint32_t i = begin; i < end; ++i) {
-      const uint32_t token = list[i - start];
-      function(i, base + item->rows.blocks[token / kBlockTokens] * block_stride +
-                      token % kBlockTokens * row_bytes);
+    for (uint32_t i = begin; i < end;) {
+      const std::byte* row = row_of(i);
+      const uint32_t next_block = (i / kBlockTokens + 1) * kBlockTokens;
+      for (; i < end && i < next_block; ++i, row += row_bytes) *rows++ = row;
     }
   }
 
