@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kernels/attention.h"
+#include "kernels/cpu/line_fetch.h"
 #include "kernels/cpu/vector-inl.h"
 
 #if defined(SPARSEKV_KERNELS_CPU_ATTENTION_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -59,63 +60,22 @@ HWY_INLINE void WidenWords(VU words, const hwy::float16_t*, VF* values) {
   values[1] = hn::PromoteTo(DF(), hn::BitCast(df16, hn::DemoteTo(du16, hn::BitCast(di, upper))));
 }
 
-// Fetches the rows of a tile into the L2 cache (a tile is as large as the L1 cache) line by line,
-// while the tile before it is computed. Whoever computes says when, so that the memory is never
-// idle and never asked for all at once: a core waits for some 24 lines at most, and loads that only
-// the L2 cache has to answer need a place among them. Rows of a whole context follow each other and
-// are fetched in the order of their addresses, which the hardware's own prefetching understands; of
-// rows that lie apart a few are fetched side by side, a line of each in turn, so that they wait
-// together for their addresses to be looked up.
-class TileFetch {
- public:
-  static constexpr size_t kLine = 64;
-  static constexpr size_t kBurst = 2;
-  static constexpr size_t kAbreast = 8;
-  static_assert(kAbreast % kBurst == 0 && kAttendTile % kAbreast == 0);
+// Stretches of a tile that are fetched side by side.
+constexpr size_t kAbreast = 8;
+static_assert(kAttendTile % kAbreast == 0);
 
-  // `rows`: of the tile. `lines`: room for kAbreast, used while lines are fetched.
-  TileFetch(const std::byte* const* rows, size_t row_bytes, const std::byte** lines)
-      : next_(rows), stride_(kLine), end_(row_bytes), groups_(kAttendTile / kAbreast) {
-    if (rows[kAttendTile - 1] == rows[0] + (kAttendTile - 1) * row_bytes) {
-      for (size_t i = 0; i < kAbreast; ++i) lines[i] = rows[0] + i * kLine;
-      next_ = lines;
-      stride_ = kAbreast * kLine;
-      end_ = kAttendTile * row_bytes;
-      groups_ = 1;
-    }
-    stop_ = next_ + kAbreast;
+// Fetches the rows of a tile, which is as large as the L1 cache. Rows of a whole context follow
+// each other and are fetched in the order of their addresses, which the hardware's own prefetching
+// understands. `lines`: room for kAbreast addresses, used while lines are fetched.
+inline LineFetch FetchTile(const std::byte* const* rows, size_t row_bytes,
+                           const std::byte** lines) {
+  constexpr size_t kLine = LineFetch::kLine;
+  if (rows[kAttendTile - 1] != rows[0] + (kAttendTile - 1) * row_bytes) {
+    return LineFetch(rows, kAbreast, kAttendTile / kAbreast, kLine, row_bytes);
   }
-
-  // `count` more lines are due, in whole bursts. Who asks for more than there are gets some again.
-  HWY_INLINE void Lines(size_t count) {
-#pragma GCC unroll 4
-    for (size_t i = 0; i < count; i += kBurst) {
-#pragma GCC unroll 2
-      for (size_t line = 0; line < kBurst; ++line) __builtin_prefetch(next_[line] + at_, 0, 2);
-      next_ += kBurst;
-      if (next_ == stop_) NextStride();
-    }
-  }
-
- private:
-  HWY_INLINE void NextStride() {
-    next_ -= kAbreast;
-    at_ += stride_;
-    if (at_ < end_) return;
-    at_ = 0;
-    if (groups_ == 1) return;
-    --groups_;
-    next_ = stop_;
-    stop_ += kAbreast;
-  }
-
-  const std::byte* const* next_;  // of kAbreast addresses, those before stop_: + at_ is due
-  const std::byte* const* stop_;
-  size_t at_ = 0;
-  size_t stride_;
-  size_t end_;
-  size_t groups_;  // of kAbreast addresses, this one included
-};
+  for (size_t i = 0; i < kAbreast; ++i) lines[i] = rows[0] + i * kLine;
+  return LineFetch(lines, kAbreast, 1, kAbreast * kLine, kAttendTile * row_bytes);
+}
 
 // Words per block of 16 bytes, and rows that give one block each.
 constexpr size_t kSquare = 4;
@@ -143,7 +103,7 @@ HWY_INLINE void TransposeWords(const std::byte* const* rows, size_t first_word, 
 
 // keys[c][t] = element c of row t, for kAttendTile rows, as float32.
 HWY_NOINLINE void TransposeKeys(const std::byte* const* rows, size_t head_dim, DType dtype,
-                                TileFetch& fetch, float* HWY_RESTRICT keys) {
+                                LineFetch& fetch, float* HWY_RESTRICT keys) {
   WithType(nullptr, dtype, [&](const auto* null) {
     constexpr size_t kValues = kWordValues<std::decay_t<decltype(*null)>>;
     for (size_t t = 0; t < kAttendTile; t += kLanes) {
@@ -193,13 +153,13 @@ HWY_INLINE void LoadValues(const T* from, size_t valid, VF* values) {
 
 // values[t][c] for the first `count` rows, with zeros from head_dim to `padded`.
 HWY_NOINLINE void WidenValues(const std::byte* const* rows, size_t count, size_t head_dim,
-                              DType dtype, size_t padded, TileFetch& fetch, float* values) {
+                              DType dtype, size_t padded, LineFetch& fetch, float* values) {
   WithType(nullptr, dtype, [&](const auto* null) {
     using T = decltype(null);
     const size_t half_row = head_dim * sizeof(*null);
     for (size_t t = 0; t < count; ++t) {
-      for (size_t at = 0; at < half_row; at += TileFetch::kBurst * TileFetch::kLine) {
-        fetch.Lines(TileFetch::kBurst);
+      for (size_t at = 0; at < half_row; at += LineFetch::kBurst * LineFetch::kLine) {
+        fetch.Lines(LineFetch::kBurst);
       }
       const T from = reinterpret_cast<T>(rows[t]) + head_dim;
       float* to = values + t * padded;

@@ -102,7 +102,7 @@ void WeighRows(const Workspace& work, const AttendPartial& part, size_t first, s
 // Adds the tile's entries in the range to the rows of tokens [token, token + tokens).
 void AddWeighted(const AttendBlock& block, const Workspace& work, const AttendPartial& part,
                  uint32_t token, uint32_t tokens, TileRange range, const TileRows& tile,
-                 TileFetch& fetch) {
+                 LineFetch& fetch) {
   const size_t padded = PaddedDim(*block.args);
   const size_t first = size_t{token} * block.args->group;
   const size_t rows = size_t{tokens} * block.args->group;
@@ -135,8 +135,8 @@ void AddTile(const AttendBlock& block, const Workspace& work, const AttendPartia
              uint32_t begin, uint32_t count, const TileRows& tile, const TileRows& next) {
   const AttendArgs& args = *block.args;
   const DType dtype = block.item->rows.layout->dtype;
-  const std::byte* lines[TileFetch::kAbreast];
-  TileFetch fetch(next.rows, block.item->rows.layout->row_bytes(), lines);
+  const std::byte* lines[kAbreast];
+  LineFetch fetch = FetchTile(next.rows, block.item->rows.layout->row_bytes(), lines);
   // Dot products of every row that sees the tile. Those with entries outside of a row's list are
   // dropped by the softmax step.
   uint32_t token = block.FirstTokenWith(begin);

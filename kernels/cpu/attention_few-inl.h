@@ -45,8 +45,8 @@ static_assert(kAttendTile % kStripKeys == 0);
 // words[w][t] = word w of row t, for the rows of a strip. Fetches a quarter of the next tile over
 // the strips of a tile, as DotStrip does.
 HWY_NOINLINE void TransposeStrip(const std::byte* const* HWY_RESTRICT rows, size_t count,
-                                 TileFetch& all_fetch, uint32_t* HWY_RESTRICT words) {
-  TileFetch fetch = all_fetch;
+                                 LineFetch& all_fetch, uint32_t* HWY_RESTRICT words) {
+  LineFetch fetch = all_fetch;
   for (size_t v = 0; v < kStripVectors; ++v) {
     const std::byte* own[kLanes];  // in registers
 #pragma GCC unroll 16
@@ -68,10 +68,10 @@ HWY_NOINLINE void TransposeStrip(const std::byte* const* HWY_RESTRICT rows, size
 // scores[r][t] = q[r] . key t of the strip, from TransposeStrip's words.
 template <size_t kRows, typename T>
 HWY_INLINE void DotStrip(const float* HWY_RESTRICT q, size_t head_dim,
-                         const uint32_t* HWY_RESTRICT words, const T* null, TileFetch& all_fetch,
+                         const uint32_t* HWY_RESTRICT words, const T* null, LineFetch& all_fetch,
                          float* HWY_RESTRICT scores) {
   constexpr size_t kValues = kWordValues<T>;
-  TileFetch fetch = all_fetch;
+  LineFetch fetch = all_fetch;
   VF sums[kRows][kStripVectors];
 #pragma GCC unroll 4
   for (size_t r = 0; r < kRows; ++r) {
@@ -113,7 +113,7 @@ HWY_INLINE void DotStrip(const float* HWY_RESTRICT q, size_t head_dim,
 
 // scores[r][t] = q[r] . key t, for kAttendTile keys. `words` is scratch of head_dim * kStripKeys.
 HWY_NOINLINE void DotFew(const std::byte* const* tile, const float* q, size_t rows, size_t head_dim,
-                         DType dtype, TileFetch& fetch, uint32_t* words, float* scores) {
+                         DType dtype, LineFetch& fetch, uint32_t* words, float* scores) {
   for (size_t t = 0; t < kAttendTile; t += kStripKeys) {
     TransposeStrip(tile + t, head_dim * SizeOf(dtype) / sizeof(uint32_t), fetch, words);
     WithType(nullptr, dtype, [&](const auto* null) {
@@ -140,9 +140,9 @@ struct FewSums {
 // kVectors vectors of channels from `column` on (LoadValues).
 template <size_t kRows, size_t kVectors, typename T>
 HWY_INLINE void AddColumn(const FewSums& job, size_t column, size_t valid, const T*,
-                          TileFetch& all_fetch) {
+                          LineFetch& all_fetch) {
   const DF d;
-  TileFetch fetch = all_fetch;
+  LineFetch fetch = all_fetch;
   const size_t offset = (job.head_dim + column) * sizeof(T);
   VF sums[kRows][kVectors];
 #pragma GCC unroll 4
@@ -167,10 +167,10 @@ HWY_INLINE void AddColumn(const FewSums& job, size_t column, size_t valid, const
   };
   // As many lines as are read, which is half of a tile over all columns.
   constexpr size_t kBytes = kVectors * kLanes * sizeof(T);
-  constexpr size_t kStep = HWY_MIN(16, HWY_MAX(1, 2 * TileFetch::kLine / kBytes));
+  constexpr size_t kStep = HWY_MIN(16, HWY_MAX(1, 2 * LineFetch::kLine / kBytes));
   size_t t = 0;
   for (; t + kStep <= job.count; t += kStep) {
-    fetch.Lines(kStep * kBytes / TileFetch::kLine);
+    fetch.Lines(kStep * kBytes / LineFetch::kLine);
 #pragma GCC unroll 4
     for (size_t i = 0; i < kStep; ++i) add(t + i);
   }
@@ -186,7 +186,7 @@ HWY_INLINE void AddColumn(const FewSums& job, size_t column, size_t valid, const
 }
 
 // All channels of `rows` rows.
-HWY_NOINLINE void AddValuesFew(const FewSums& all, size_t rows, DType dtype, TileFetch& fetch) {
+HWY_NOINLINE void AddValuesFew(const FewSums& all, size_t rows, DType dtype, LineFetch& fetch) {
   constexpr size_t kVectors = kManyRegisters ? 4 : 2;
   WithType(nullptr, dtype, [&](const auto* null) {
     ByFewRows(rows, [&]<size_t kRows>(size_t row) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/select.h"
@@ -35,6 +36,13 @@ struct Competition {
     uint32_t* to = selection + (begin - first) + want;
     for (uint32_t i = end; i < tokens; ++i) *to++ = i;
   }
+};
+
+// What may be among the highest of some of those that compete, of one KV head. Tokens ascend.
+struct Candidates {
+  const float* scores = nullptr;
+  const uint32_t* tokens = nullptr;
+  size_t count = 0;
 };
 
 }  // namespace sparsekv::cpu

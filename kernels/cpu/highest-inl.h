@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/cpu/competition.h"
 #include "kernels/cpu/vector-inl.h"
 
 #if defined(SPARSEKV_KERNELS_CPU_HIGHEST_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -180,122 +181,142 @@ HWY_NOINLINE float SampledBound(const float* sample, size_t count, uint32_t want
   return ScoreBelow(FindThreshold(keys, count, static_cast<uint32_t>(rank)).key);
 }
 
+// Their scores' keys. Reads and writes whole vectors.
+HWY_INLINE void StoreKeys(const Candidates& from, uint32_t* keys) {
+  for (size_t i = 0; i < from.count; i += kLanes) {
+    hn::StoreU(Keys(LoadFloats(from.scores + i)), DU(), keys + i);
+  }
+}
+
+// The first lanes of the mask, while any are wanted.
+inline hn::Mask<DU> TakeFirst(hn::Mask<DU> mask, uint32_t* wanted) {
+  const DU du;
+  HWY_ALIGN uint32_t flags[kLanes];
+  hn::Store(hn::VecFromMask(du, mask), du, flags);
+  for (uint32_t& flag : flags) {
+    if (flag == 0) continue;
+    if (*wanted > 0) {
+      --*wanted;
+    } else {
+      flag = 0;
+    }
+  }
+  return hn::MaskFromVec(hn::Load(du, flags));
+}
+
+// Writes the tokens that the threshold selects, and their scores if asked; in place or elsewhere,
+// up to kLanes entries behind them too. Returns how many; takes what equals the threshold off it.
+HWY_NOINLINE size_t Keep(const Candidates& from, Threshold* threshold, float* scores_to,
+                         uint32_t* to) {
+  const DU du;
+  const VU limit = hn::Set(du, threshold->key);
+  size_t kept = 0;
+  ForVectors(from.count, [&](size_t i, auto valid) {
+    const VF scores = LoadFloats(from.scores + i);
+    const VU keys = Keys(scores);
+    const auto equal = hn::And(hn::Eq(keys, limit), valid);
+    auto selected = hn::And(hn::Gt(keys, limit), valid);
+    if (threshold->equal > 0 && !hn::AllFalse(du, equal)) {
+      selected = hn::Or(selected, TakeFirst(equal, &threshold->equal));
+    }
+    const VU tokens = hn::LoadU(du, from.tokens + i);
+    const Packing packing(selected);
+    if (scores_to != nullptr) {
+      packing.Store(hn::BitCast(du, scores), reinterpret_cast<uint32_t*>(scores_to + kept));
+    }
+    packing.Store(tokens, to + kept);
+    kept += packing.count();
+  });
+  return kept;
+}
+
+// Writes the tokens of the `want` highest of `parts`, whose tokens ascend from part to part, and up
+// to kLanes entries behind them. `keys`: room for all, and kSlack. False: there are fewer.
+inline bool WriteHighest(const Candidates* parts, size_t count, size_t stride, uint32_t want,
+                         uint32_t* keys, uint32_t* to) {
+  size_t total = 0;
+  for (size_t i = 0; i < count; ++i) {
+    StoreKeys(parts[i * stride], keys + total);
+    total += parts[i * stride].count;
+  }
+  if (total < want) return false;
+  Threshold threshold = FindThreshold(keys, total, want);
+  for (size_t i = 0; i < count; ++i) to += Keep(parts[i * stride], &threshold, nullptr, to);
+  return true;
+}
+
 // Keeps the `want` highest of the scores that it is given, ties by the lower token. What is no
 // higher than a bound is dropped at once; whenever the rest fills the memory, all but the highest
 // so far are dropped, and the lowest of these is the new bound. So only the bound that it starts
 // with can be wrong.
 class Highest {
  public:
-  static size_t Capacity(uint32_t want) { return size_t{2} * want + 1024; }
-  static size_t Floats(uint32_t want) { return 2 * (Capacity(want) + kSlack); }
-  static size_t KeyRoom(uint32_t want) { return Capacity(want) + kSlack; }
+  // For the highest of `tokens`.
+  static size_t Capacity(uint32_t want, size_t tokens) {
+    return HWY_MIN(size_t{2} * want + 1024, tokens + kPart);
+  }
+  static size_t Floats(size_t capacity) { return 2 * (capacity + kSlack); }
+  static size_t KeyRoom(size_t capacity) { return capacity + kSlack; }
 
   Highest() = default;
-  // 0 < want. `memory`: Floats(want); `keys`: KeyRoom(want), not used between the calls.
-  Highest(uint32_t want, float bound, float* memory, uint32_t* keys)
+  // 0 < want. `memory`: Floats(capacity); `keys`: KeyRoom, not used between the calls.
+  Highest(uint32_t want, size_t capacity, float bound, float* memory, uint32_t* keys)
       : want_(want),
+        capacity_(capacity),
         bound_(bound),
         scores_(memory),
-        tokens_(reinterpret_cast<uint32_t*>(memory + Capacity(want) + kSlack)),
+        tokens_(reinterpret_cast<uint32_t*>(memory + capacity + kSlack)),
         keys_(keys) {}
 
   // The scores of the tokens first, first + 1, ..., all higher than those of the calls before.
   void Add(const float* scores, size_t count, uint32_t first) {
-    constexpr size_t kPart = 128;
-    static_assert(kPart <= 1024 && kPart % kLanes == 0);
     for (size_t at = 0; at < count; at += kPart) {
-      if (found_ + kPart > Capacity(want_)) DropLowest();
+      if (found_ + kPart > capacity_) DropLowest();
       const size_t size = HWY_MIN(kPart, count - at);
       AddPart(scores + at, size, first + static_cast<uint32_t>(at));
     }
   }
 
-  // Writes the tokens of the highest, ascending, and up to kLanes entries behind them. False:
+  // All that are kept; as long as nothing is added. Fewer than wanted, though there were enough:
   // the bound was too high.
-  bool Write(uint32_t* to) {
-    if (found_ < want_) return false;
-    Keep(Lowest(), nullptr, to);
-    return true;
-  }
+  Candidates Found() const { return {.scores = scores_, .tokens = tokens_, .count = found_}; }
 
  private:
+  // Scores that are looked at before there is a question of room.
+  static constexpr size_t kPart = 128;
+  static_assert(kPart <= 1024 && kPart % kLanes == 0);
+
   HWY_INLINE void AddPart(const float* scores, size_t count, uint32_t first) {
     const DF d;
     const DU du;
     const VF bound = hn::Set(d, bound_);
     const auto all = hn::IsNaN(bound);  // a bound of NaN lets everything pass, NaN too
+    const VU lanes = hn::Iota(du, first);  // once: it is made in memory
     size_t found = found_;
     ForVectors(count, [&](size_t i, auto valid) {
       const bool whole = i + kLanes <= count;
       const VF some = whole ? LoadFloats(scores + i) : LoadFloatsTail(scores + i, count - i);
       const auto mask = hn::And(hn::RebindMask(du, hn::Or(hn::Gt(some, bound), all)), valid);
-      if (hn::AllFalse(du, mask)) return;  // most often, once there is a bound
       const Packing packing(mask);
       packing.Store(hn::BitCast(du, some), reinterpret_cast<uint32_t*>(scores_ + found));
-      packing.Store(hn::Iota(du, first + static_cast<uint32_t>(i)), tokens_ + found);
+      packing.Store(hn::Add(lanes, hn::Set(du, static_cast<uint32_t>(i))), tokens_ + found);
       found += packing.count();
     });
     found_ = found;
   }
 
-  Threshold Lowest() {
-    const DU du;
-    for (size_t i = 0; i < found_; i += kLanes) {
-      hn::StoreU(Keys(LoadFloats(scores_ + i)), du, keys_ + i);
-    }
-    return FindThreshold(keys_, found_, want_);
-  }
-
   void DropLowest() {
-    const Threshold threshold = Lowest();
-    Keep(threshold, scores_, tokens_);
-    found_ = want_;
+    StoreKeys(Found(), keys_);
+    Threshold threshold = FindThreshold(keys_, found_, want_);
     bound_ = ScoreOf(threshold.key);  // tokens that come have lost a tie with it
-  }
-
-  // Writes the tokens that the threshold selects, and their scores if asked; in place or elsewhere.
-  void Keep(Threshold threshold, float* scores_to, uint32_t* to) {
-    const DU du;
-    const VU limit = hn::Set(du, threshold.key);
-    size_t kept = 0;
-    ForVectors(found_, [&](size_t i, auto valid) {
-      const VF scores = LoadFloats(scores_ + i);
-      const VU keys = Keys(scores);
-      const auto equal = hn::And(hn::Eq(keys, limit), valid);
-      auto selected = hn::And(hn::Gt(keys, limit), valid);
-      if (threshold.equal > 0 && !hn::AllFalse(du, equal)) {
-        selected = hn::Or(selected, TakeFirst(equal, &threshold.equal));
-      }
-      const VU tokens = hn::LoadU(du, tokens_ + i);
-      const Packing packing(selected);
-      if (scores_to != nullptr) {
-        packing.Store(hn::BitCast(du, scores), reinterpret_cast<uint32_t*>(scores_to + kept));
-      }
-      packing.Store(tokens, to + kept);
-      kept += packing.count();
-    });
-  }
-
-  // The first lanes of the mask, while any are wanted.
-  static hn::Mask<DU> TakeFirst(hn::Mask<DU> mask, uint32_t* wanted) {
-    const DU du;
-    HWY_ALIGN uint32_t flags[kLanes];
-    hn::Store(hn::VecFromMask(du, mask), du, flags);
-    for (uint32_t& flag : flags) {
-      if (flag == 0) continue;
-      if (*wanted > 0) {
-        --*wanted;
-      } else {
-        flag = 0;
-      }
-    }
-    return hn::MaskFromVec(hn::Load(du, flags));
+    found_ = Keep(Found(), &threshold, scores_, tokens_);
   }
 
   uint32_t want_ = 0;
+  size_t capacity_ = 0;
   float bound_ = 0;
-  float* scores_ = nullptr;     // [Capacity], of the tokens below
-  uint32_t* tokens_ = nullptr;  // [Capacity], ascending
+  float* scores_ = nullptr;     // [capacity], of the tokens below
+  uint32_t* tokens_ = nullptr;  // [capacity], ascending
   uint32_t* keys_ = nullptr;
   size_t found_ = 0;
 };

@@ -13,11 +13,11 @@
 namespace sparsekv::cpu {
 
 struct Context {
-  explicit Context(unsigned threads) : pool(threads), scratch(threads), shared(1) {}
+  explicit Context(unsigned threads) : pool(threads), scratch(threads), shared(2) {}
 
   ThreadPool pool;
   Scratch scratch;  // a buffer per thread
-  Scratch shared;   // one buffer for what all tasks of an operation read or write
+  Scratch shared;   // buffers for what all tasks of an operation read or write
 };
 
 // The instruction set that the operations run with, e.g. "AVX2".

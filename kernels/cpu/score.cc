@@ -37,7 +37,7 @@ struct Strip {
 // shares[h] = s_h(t) of the strip's tokens, for kHeads query heads.
 template <size_t kHeads>
 HWY_INLINE void HeadScores(const std::byte* HWY_RESTRICT labels, size_t channels,
-                           const float* HWY_RESTRICT query, LabelFetch& fetch, Strip* shares) {
+                           const float* HWY_RESTRICT query, LineFetch& fetch, Strip* shares) {
   const DF d;
   const DU du;
   VF sums[kHeads][kStrip];
@@ -46,9 +46,8 @@ HWY_INLINE void HeadScores(const std::byte* HWY_RESTRICT labels, size_t channels
 #pragma GCC unroll 4
     for (size_t i = 0; i < kStrip; ++i) sums[h][i] = hn::Zero(d);
   }
-  LabelFetch own_fetch = fetch;  // in registers
-  for (size_t c = 0; c < channels; ++c) {
-    own_fetch.Bytes(kStripTokens * 2);
+  LineFetch own_fetch = fetch;  // in registers
+  const auto add = [&](size_t c) HWY_ATTR {
     const auto* words = reinterpret_cast<const uint32_t*>(labels + c * kBlockTokens * 2);
     VF label[kStrip];
 #pragma GCC unroll 2
@@ -65,7 +64,18 @@ HWY_INLINE void HeadScores(const std::byte* HWY_RESTRICT labels, size_t channels
         sums[h][i] = hn::MulAdd(q, label[i], sums[h][i]);
       }
     }
+  };
+  // Channels between two bursts of fetching: as many lines as are read.
+  constexpr size_t kBytes = kStripTokens * 2;
+  constexpr size_t kStep = HWY_MAX(1, LineFetch::kBurst * LineFetch::kLine / kBytes);
+  size_t c = 0;
+  for (; c + kStep <= channels; c += kStep) {
+    own_fetch.Lines(kStep * kBytes / LineFetch::kLine);
+#pragma GCC unroll 8
+    for (size_t i = 0; i < kStep; ++i) add(c + i);
   }
+  if (c < channels) own_fetch.Lines(LineFetch::kBurst);
+  for (; c < channels; ++c) add(c);
   fetch = own_fetch;
 #pragma GCC unroll 4
   for (size_t h = 0; h < kHeads; ++h) {
@@ -92,7 +102,7 @@ HWY_INLINE void ByHeads(size_t group, const Function& function) {
 // The pooled scores of a page, all kBlockTokens of them. `normaliser`: of this KV head.
 template <Pooling kPooling>
 void ScorePage(const std::byte* labels, size_t channels, size_t group, const float* query,
-               const float* normaliser, LabelFetch& fetch, float* HWY_RESTRICT scores) {
+               const float* normaliser, LineFetch& fetch, float* HWY_RESTRICT scores) {
   const DF d;
   for (size_t t = 0; t < kBlockTokens; t += kStripTokens) {
     Strip pooled;
@@ -126,13 +136,12 @@ void ScorePage(const std::byte* labels, size_t channels, size_t group, const flo
 }
 
 template <Pooling kPooling>
-void ScoreChunkPooled(const ScoreJob& job, uint32_t chunk) {
+void ScorePagesPooled(const ScoreJob& job, uint32_t begin, uint32_t end) {
   const ScoreLabelsArgs& args = *job.args;
-  for (uint32_t page = job.ChunkBegin(chunk); page < job.ChunkEnd(chunk); ++page) {
+  ForPages(job, begin, end, job.first_head, job.end_head, [&](uint32_t page, LineFetch& fetch) {
     const uint32_t skipped = job.Skipped(page), valid = job.Valid(page);
     const bool whole = skipped == 0 && valid == kBlockTokens;
     for (uint32_t kv_head = job.first_head; kv_head < job.end_head; ++kv_head) {
-      LabelFetch fetch(job, page, kv_head);
       float* scores = job.Scores(kv_head, page);
       HWY_ALIGN float part[kBlockTokens];  // labels beyond the last token are undefined
       ScorePage<kPooling>(job.item->labels.Head(kv_head, page), job.channels(), args.group,
@@ -140,17 +149,17 @@ void ScoreChunkPooled(const ScoreJob& job, uint32_t chunk) {
                           fetch, whole ? scores : part);
       if (!whole) memcpy(scores + skipped, part + skipped, (valid - skipped) * sizeof(float));
     }
-  }
+  });
 }
 
-void ScoreChunk(const ScoreJob& job, uint32_t chunk) {
+void ScorePages(const ScoreJob& job, uint32_t begin, uint32_t end) {
   switch (job.args->pooling) {
     case Pooling::kMaxNormalised:
-      return ScoreChunkPooled<Pooling::kMaxNormalised>(job, chunk);
+      return ScorePagesPooled<Pooling::kMaxNormalised>(job, begin, end);
     case Pooling::kSum:
-      return ScoreChunkPooled<Pooling::kSum>(job, chunk);
+      return ScorePagesPooled<Pooling::kSum>(job, begin, end);
     case Pooling::kSoftmaxMass:
-      return ScoreChunkPooled<Pooling::kSoftmaxMass>(job, chunk);
+      return ScorePagesPooled<Pooling::kSoftmaxMass>(job, begin, end);
   }
 }
 
@@ -206,9 +215,8 @@ void NormaliseChunk(const ScoreJob& job, uint32_t chunk) {
     ByHeads(group, [&]<size_t kHeads>(size_t g) {
       Normaliser heads[kHeads];
       for (Normaliser& head : heads) head.Start();
-      for (uint32_t page = job.ChunkBegin(chunk); page < job.ChunkEnd(chunk); ++page) {
-        LabelFetch fetch;  // the first heads' pass brings the pages for all
-        if (g == 0) fetch = LabelFetch(job, page, kv_head);
+      const uint32_t begin = job.ChunkBegin(chunk), end = job.ChunkEnd(chunk);
+      ForPages(job, begin, end, kv_head, kv_head + 1, [&](uint32_t page, LineFetch& fetch) {
         const std::byte* labels = job.item->labels.Head(kv_head, page);
         for (size_t t = 0; t < kBlockTokens; t += kStripTokens) {
           Strip shares[kHeads];
@@ -218,7 +226,7 @@ void NormaliseChunk(const ScoreJob& job, uint32_t chunk) {
             heads[h].Add(shares[h], t, job.Skipped(page), job.Valid(page));
           }
         }
-      }
+      });
       for (size_t h = 0; h < kHeads; ++h) heads[h].Finish(partials + (g + h) * 2);
     });
   }
@@ -232,7 +240,7 @@ HWY_AFTER_NAMESPACE();
 namespace sparsekv::cpu {
 namespace {
 
-HWY_EXPORT(ScoreChunk);
+HWY_EXPORT(ScorePages);
 HWY_EXPORT(NormaliseChunk);
 
 // One KV head's query heads on the label channels, scaled for the pooling. Spelled like the
@@ -280,7 +288,7 @@ void MergeNormalisers(const ScoreJob& job) {
 
 ScorePasses PassesOf(const ScoreLabelsArgs& args) {
   if (!args.items.empty() && args.items[0].labels.layout->coded()) return CodedPasses();
-  return {HWY_DYNAMIC_DISPATCH(NormaliseChunk), HWY_DYNAMIC_DISPATCH(ScoreChunk)};
+  return {HWY_DYNAMIC_DISPATCH(NormaliseChunk), HWY_DYNAMIC_DISPATCH(ScorePages)};
 }
 
 std::vector<ScoreJob> MakeScoreJobs(const ScoreLabelsArgs& args, Context& context) {
@@ -295,7 +303,8 @@ std::vector<ScoreJob> MakeScoreJobs(const ScoreLabelsArgs& args, Context& contex
                     .end_head = args.kv_heads,
                     .scores = item.scores,
                     .score_stride = args.score_stride});
-    const ScoreJob& job = jobs.back();
+    ScoreJob& job = jobs.back();
+    job.fetch_end = job.pages();
     floats +=
         job.heads() * (size_t{job.channels()} + job.code_words() + 2 + 2 * size_t{job.chunks()});
   }
@@ -317,25 +326,41 @@ std::vector<ScoreJob> MakeScoreJobs(const ScoreLabelsArgs& args, Context& contex
 
 void ScoreLabels(const ScoreLabelsArgs& args, Context& context) {
   const std::vector<ScoreJob> jobs = MakeScoreJobs(args, context);
-  // One task per chunk of an item's pages.
   struct Task {
     uint32_t job;
-    uint32_t chunk;
+    uint32_t begin;  // chunk or page
+    uint32_t end;
   };
   std::vector<Task> tasks;
-  for (uint32_t job = 0; job < jobs.size(); ++job) {
-    for (uint32_t chunk = 0; chunk < jobs[job].chunks(); ++chunk) tasks.push_back({job, chunk});
-  }
-  const auto run = [&](void (*pass)(const ScoreJob&, uint32_t)) {
-    context.pool.Run(static_cast<uint32_t>(tasks.size()),
-                     [&](uint32_t i, unsigned) { pass(jobs[tasks[i].job], tasks[i].chunk); });
+  const auto run = [&](const auto& pass) {
+    context.pool.Run(static_cast<uint32_t>(tasks.size()), [&](uint32_t i, unsigned) {
+      ScoreJob job = jobs[tasks[i].job];
+      pass(job, tasks[i]);
+    });
   };
   const ScorePasses passes = PassesOf(args);
   if (args.pooling == Pooling::kSoftmaxMass) {
-    run(passes.normalise);
+    for (uint32_t job = 0; job < jobs.size(); ++job) {
+      for (uint32_t c = 0; c < jobs[job].chunks(); ++c) tasks.push_back({job, c, c + 1});
+    }
+    run([&](ScoreJob& job, const Task& task) {
+      job.fetch_end = job.ChunkEnd(task.begin);
+      passes.normalise(job, task.begin);
+    });
     for (const ScoreJob& job : jobs) MergeNormalisers(job);
+    tasks.clear();
   }
-  run(passes.score);
+  const uint32_t parts = PartsPerJob(jobs.size(), context.pool.threads());
+  for (uint32_t job = 0; job < jobs.size(); ++job) {
+    for (uint32_t i = 0; i < parts; ++i) {
+      const uint32_t begin = jobs[job].PartBegin(i, parts), end = jobs[job].PartBegin(i + 1, parts);
+      if (begin < end) tasks.push_back({job, begin, end});
+    }
+  }
+  run([&](ScoreJob& job, const Task& task) {
+    job.fetch_end = task.end;
+    passes.score(job, task.begin, task.end);
+  });
 }
 
 }  // namespace sparsekv::cpu

@@ -43,7 +43,7 @@ struct CodedPage {
 // scores[h][token] of the strip's tokens, for kHeads query heads; `codes`: theirs, `stride` apart.
 template <uint32_t kBits, size_t kHeads>
 HWY_INLINE void StripScores(const CodedPage& page, size_t words, const uint32_t* HWY_RESTRICT codes,
-                            size_t stride, LabelFetch& fetch,
+                            size_t stride, LineFetch& fetch,
                             float (*HWY_RESTRICT scores)[kBlockTokens]) {
   constexpr uint32_t kPairs = 16 / kBits;
   const DF d;
@@ -56,10 +56,9 @@ HWY_INLINE void StripScores(const CodedPage& page, size_t words, const uint32_t*
 #pragma GCC unroll 4
     for (size_t i = 0; i < kStrip; ++i) sums[h][i] = hn::Zero(di);
   }
-  LabelFetch own_fetch = fetch;       // in registers
-  own_fetch.Bytes(kStripTokens * 4);  // scales
+  LineFetch own_fetch = fetch;  // in registers
   for (size_t w = 0; w < words; ++w) {
-    own_fetch.Bytes(kStripTokens * 4);
+    own_fetch.Step(w, kStripTokens * 4);
     VI word[kStrip];
 #pragma GCC unroll 4
     for (size_t i = 0; i < kStrip; ++i) {
@@ -102,7 +101,7 @@ HWY_INLINE void StripScores(const CodedPage& page, size_t words, const uint32_t*
 // scores[h]: of a page's tokens, all of them, for kHeads query heads from `head` of the KV head on.
 template <size_t kHeads>
 HWY_INLINE void PageScores(const ScoreJob& job, uint32_t page, uint32_t kv_head, size_t head,
-                           LabelFetch& fetch, float (*HWY_RESTRICT scores)[kBlockTokens]) {
+                           LineFetch& fetch, float (*HWY_RESTRICT scores)[kBlockTokens]) {
   const LabelLayout& layout = *job.item->labels.layout;
   const std::byte* labels = job.item->labels.Head(kv_head, page);
   const size_t stride = job.code_words(), words = layout.words();
@@ -125,10 +124,9 @@ HWY_INLINE void PageScores(const ScoreJob& job, uint32_t page, uint32_t kv_head,
 
 // Calls function(head, count, scores) for blocks of up to 4 query heads of the KV head.
 template <typename Function>
-HWY_INLINE void ByHeads(const ScoreJob& job, uint32_t page, uint32_t kv_head,
+HWY_INLINE void ByHeads(const ScoreJob& job, uint32_t page, uint32_t kv_head, LineFetch& fetch,
                         const Function& function) {
   HWY_ALIGN float scores[4][kBlockTokens];
-  LabelFetch fetch(job, page, kv_head);
   const size_t group = job.args->group;
   for (size_t head = 0; head < group; head += 4) {
     const size_t count = HWY_MIN(group - head, size_t{4});
@@ -166,14 +164,14 @@ HWY_INLINE void PoolHead(Pooling pooling, bool first, const float* norm,
   }
 }
 
-void CodedScoreChunk(const ScoreJob& job, uint32_t chunk) {
+void CodedScorePages(const ScoreJob& job, uint32_t begin, uint32_t end) {
   const ScoreLabelsArgs& args = *job.args;
-  for (uint32_t page = job.ChunkBegin(chunk); page < job.ChunkEnd(chunk); ++page) {
+  ForPages(job, begin, end, job.first_head, job.end_head, [&](uint32_t page, LineFetch& fetch) {
     const uint32_t skipped = job.Skipped(page), valid = job.Valid(page);
     for (uint32_t kv_head = job.first_head; kv_head < job.end_head; ++kv_head) {
       const float* norms = job.normaliser + size_t{2} * kv_head * args.group;
       HWY_ALIGN float pooled[kBlockTokens];  // labels beyond the last token are undefined
-      ByHeads(job, page, kv_head,
+      ByHeads(job, page, kv_head, fetch,
               [&](size_t head, size_t count, const float(*scores)[kBlockTokens]) {
                 for (size_t h = 0; h < count; ++h) {
                   PoolHead(args.pooling, head + h == 0, norms + 2 * (head + h), scores[h], pooled);
@@ -182,7 +180,7 @@ void CodedScoreChunk(const ScoreJob& job, uint32_t chunk) {
       float* to = job.Scores(kv_head, page);
       memcpy(to + skipped, pooled + skipped, (valid - skipped) * sizeof(float));
     }
-  }
+  });
 }
 
 // Adds a page's scores of one query head to its highest one and the sum of exp(score - highest).
@@ -213,13 +211,16 @@ void CodedNormaliseChunk(const ScoreJob& job, uint32_t chunk) {
       partials[2 * h] = -HUGE_VALF;
       partials[2 * h + 1] = 0;
     }
-    for (uint32_t page = job.ChunkBegin(chunk); page < job.ChunkEnd(chunk); ++page) {
-      ByHeads(job, page, kv_head, [&](size_t head, size_t count, float(*scores)[kBlockTokens]) {
-        for (size_t h = 0; h < count; ++h) {
-          AddToNormaliser(scores[h], job.Skipped(page), job.Valid(page), partials + (head + h) * 2);
-        }
-      });
-    }
+    const uint32_t begin = job.ChunkBegin(chunk), end = job.ChunkEnd(chunk);
+    ForPages(job, begin, end, kv_head, kv_head + 1, [&](uint32_t page, LineFetch& fetch) {
+      ByHeads(job, page, kv_head, fetch,
+              [&](size_t head, size_t count, float(*scores)[kBlockTokens]) {
+                for (size_t h = 0; h < count; ++h) {
+                  AddToNormaliser(scores[h], job.Skipped(page), job.Valid(page),
+                                  partials + (head + h) * 2);
+                }
+              });
+    });
   }
 }
 
@@ -230,11 +231,11 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace sparsekv::cpu {
 
-HWY_EXPORT(CodedScoreChunk);
+HWY_EXPORT(CodedScorePages);
 HWY_EXPORT(CodedNormaliseChunk);
 
 ScorePasses CodedPasses() {
-  return {HWY_DYNAMIC_DISPATCH(CodedNormaliseChunk), HWY_DYNAMIC_DISPATCH(CodedScoreChunk)};
+  return {HWY_DYNAMIC_DISPATCH(CodedNormaliseChunk), HWY_DYNAMIC_DISPATCH(CodedScorePages)};
 }
 
 void CodeQueries(const ScoreJob& job) {

@@ -5,16 +5,17 @@
 #include <vector>
 
 #include "kernels/cpu/competition.h"
+#include "kernels/cpu/line_fetch.h"
 #include "kernels/cpu/operations.h"
 #include "kernels/labels.h"
 
 namespace sparsekv::cpu {
 
-// Pages of a task, all KV heads of each, and of a partial normaliser of kSoftmaxMass. The labels of
-// a page's heads lie side by side, so a task reads stretches as long as the layout allows.
-inline constexpr uint32_t kTaskPages = 16;
+// Pages of a partial normaliser of kSoftmaxMass; a task has whole chunks of so many.
+inline constexpr uint32_t kChunkPages = 16;
 
-// One item and some of its KV heads: what all its tasks share.
+// One item and some of its KV heads. The labels of a page's heads lie side by side, so a task takes
+// a part of the pages and of each many heads: it reads stretches as long as the layout allows.
 struct ScoreJob {
   const ScoreLabelsArgs* args = nullptr;
   const ScoreLabelsArgs::Item* item = nullptr;
@@ -25,17 +26,23 @@ struct ScoreJob {
   float* query = nullptr;       // [kv_heads, group, channels], scaled for the pooling
   float* partials = nullptr;    // kSoftmaxMass: [chunks, kv_heads, group, 2] = maximum, sum
   float* normaliser = nullptr;  // kSoftmaxMass: [kv_heads, group, 2] = maximum, 1 / sum of all
+  uint32_t fetch_end = 0;       // pages before it are fetched ahead
   uint32_t* codes = nullptr;    // coded labels: [kv_heads, group, code_words], CodeQueries
 
   uint32_t channels() const { return item->labels.layout->channels; }
   // Pages [first_page, pages) hold what the query may see.
   uint32_t first_page() const { return item->first / kBlockTokens; }
   uint32_t pages() const { return (item->tokens + kBlockTokens - 1) / kBlockTokens; }
-  uint32_t chunks() const { return (pages() - first_page() + kTaskPages - 1) / kTaskPages; }
-  uint32_t ChunkBegin(uint32_t chunk) const { return first_page() + chunk * kTaskPages; }
+  uint32_t chunks() const { return (pages() - first_page() + kChunkPages - 1) / kChunkPages; }
+  uint32_t ChunkBegin(uint32_t chunk) const { return first_page() + chunk * kChunkPages; }
   uint32_t ChunkEnd(uint32_t chunk) const {
     const uint32_t end = ChunkBegin(chunk + 1);
     return end < pages() ? end : pages();
+  }
+  // Where the first of the pages lies that the i-th of `parts` tasks has, i in [0, parts].
+  uint32_t PartBegin(uint32_t part, uint32_t parts) const {
+    const uint32_t begin = ChunkBegin(static_cast<uint32_t>(uint64_t{part} * chunks() / parts));
+    return begin < pages() ? begin : pages();
   }
   // Of a query head that is coded: for each word of a label what its pairs of codes are multiplied
   // with, then unit and sum.
@@ -61,57 +68,72 @@ struct ScoreJob {
   }
 };
 
-// How far ahead of its use a page is fetched.
-inline constexpr uint32_t kFetchPages = 8;
+// Fetches some KV heads' labels of the pages [page, page + kPages) while as many before them are
+// scored. Side by side, as pages lie apart.
+struct LabelFetch {
+  static constexpr uint32_t kPages = 4;
 
-// Fetches a KV head's labels of the page that comes kFetchPages after another one, while that is
-// scored: line by line, evenly over the work, as what is asked for in one burst keeps the loads
-// behind it waiting.
-class LabelFetch {
- public:
-  LabelFetch() = default;  // nothing
-  LabelFetch(const ScoreJob& job, uint32_t page, uint32_t kv_head) {
-    if (page + kFetchPages >= job.pages()) return;
-    const LabelTable& labels = job.item->labels;
-    next_ = labels.Head(kv_head, page + kFetchPages);
-    end_ = next_ + labels.layout->head_stride();
-  }
-
-  // So many bytes of the page have been read since the last call.
-  void Bytes(size_t bytes) {
-    for (due_ += bytes; due_ >= kLine && next_ < end_; due_ -= kLine, next_ += kLine) {
-      __builtin_prefetch(next_, 0, 2);
+  LabelFetch(const ScoreJob& job, uint32_t page, uint32_t first_head, uint32_t end_head)
+      : lines(heads, kPages, 1, LineFetch::kLine,
+              (end_head - first_head) * job.item->labels.layout->head_stride()) {
+    for (uint32_t i = 0; i < kPages; ++i, ++page) {
+      if (page >= job.fetch_end) page = job.fetch_end - 1;
+      heads[i] = job.item->labels.Head(first_head, page);
     }
   }
+  LabelFetch(const LabelFetch&) = delete;
 
- private:
-  static constexpr size_t kLine = 64;
-
-  const std::byte* next_ = nullptr;
-  const std::byte* end_ = nullptr;
-  size_t due_ = 0;
+  const std::byte* heads[kPages];
+  LineFetch lines;
 };
 
-// What is done with the pages of a chunk: kSoftmaxMass's first pass, then the scores.
+// Calls function(page, fetch) for the pages [begin, end), where `fetch` brings those that follow.
+template <typename Function>
+HWY_INLINE void ForPages(const ScoreJob& job, uint32_t begin, uint32_t end, uint32_t first_head,
+                         uint32_t end_head, const Function& function) {
+  for (uint32_t page = begin; page < end;) {
+    const uint32_t next = page + LabelFetch::kPages;
+    LabelFetch fetch(job, next, first_head, end_head);
+    for (; page < next && page < end; ++page) function(page, fetch.lines);
+  }
+}
+
+// Into how many parts the pages of each of so many jobs are divided: some for each thread, so that
+// one that comes late or is slow takes fewer.
+inline uint32_t PartsPerJob(size_t jobs, unsigned threads) {
+  return static_cast<uint32_t>((4 * size_t{threads} + jobs - 1) / jobs);
+}
+
+// What is done with pages: kSoftmaxMass's first pass with a chunk, and the scores of [begin, end).
 struct ScorePasses {
   void (*normalise)(const ScoreJob& job, uint32_t chunk);
-  void (*score)(const ScoreJob& job, uint32_t chunk);
+  void (*score)(const ScoreJob& job, uint32_t begin, uint32_t end);
 };
 ScorePasses PassesOf(const ScoreLabelsArgs& args);
 
 // A job per item, all its KV heads, with its queries gathered. Their memory is context.shared's.
 std::vector<ScoreJob> MakeScoreJobs(const ScoreLabelsArgs& args, Context& context);
 
-// Some KV heads of an item that are scored and selected by one task.
-struct SelectSlice {
-  static constexpr uint32_t kMaxHeads = 4;
+// An item whose labels are scored and selected at once (score_select.cc).
+struct SelectJob {
+  static constexpr uint32_t kMaxHeads = 8;  // of a task
 
-  ScoreJob job;
+  ScoreJob score;
   Competition among;
-  void (*score)(const ScoreJob& job, uint32_t chunk);
-  uint32_t* selection = nullptr;  // [kv_heads, stride]
+  void (*pass)(const ScoreJob& job, uint32_t begin, uint32_t end) = nullptr;
+  uint32_t parts = 1;                // of the pages
+  float* bounds = nullptr;           // [kv_heads]: what is no higher almost surely loses
+  Candidates* candidates = nullptr;  // [parts, kv_heads]
+  uint32_t* selection = nullptr;     // [kv_heads, stride]
   size_t stride = 0;
 
+  uint32_t kv_heads() const { return score.args->kv_heads; }
+  // The tokens of a part that compete: [PartFirst(part), PartFirst(part + 1)).
+  uint32_t PartFirst(uint32_t part) const {
+    const uint32_t token = score.PartBegin(part, parts) * kBlockTokens;
+    if (token < among.begin) return among.begin;
+    return token < among.end ? token : among.end;
+  }
   uint32_t* Selection(uint32_t kv_head) const { return selection + kv_head * stride; }
 };
 

@@ -4,6 +4,7 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
+#include <span>
 #include <vector>
 
 #include "base/check.h"
@@ -13,115 +14,112 @@
 #include "kernels/cpu/score_plan.h"
 
 // Scoring and selecting in one pass over the labels: a few pages are scored into the L1 cache, and
-// what may be among the highest is kept at once. Scores go nowhere else.
+// what may be among the highest is kept at once. Scores go nowhere else. A task has a part of the
+// pages, so what it keeps are candidates, among which the selection is found when all are done.
 HWY_BEFORE_NAMESPACE();
 namespace sparsekv::cpu::HWY_NAMESPACE {
 namespace {
 
 // Pages of a sample, an eighth of all at most, and from how many on it is worth its cost.
-constexpr uint32_t kSamplePages = 128;
+constexpr uint32_t kSamplePages = 32;
 constexpr uint32_t kMinSamplePages = 16;
 constexpr size_t kSampleTokens = size_t{kSamplePages} * kBlockTokens;
-constexpr size_t kChunkTokens = size_t{kTaskPages} * kBlockTokens;
+// Tokens that are scored before their scores are looked at.
+constexpr size_t kStepTokens = size_t{LabelFetch::kPages} * kBlockTokens;
 
-// Where the scratch of a slice lies.
-struct Memory {
-  float* highest = nullptr;  // [heads], Highest::Floats each
-  uint32_t* keys = nullptr;
-  float* scores = nullptr;  // [heads, kChunkTokens], or a sample's [heads, kSampleTokens]
+size_t SampleScratch() { return 2 * kSampleTokens + kSlack; }
 
-  static size_t Keys(uint32_t want) { return HWY_MAX(Highest::KeyRoom(want), kSampleTokens); }
-  static size_t Floats(uint32_t heads, uint32_t want) {
-    return heads * (Highest::Floats(want) + kSampleTokens) + Keys(want) + kSlack;
-  }
-  Memory(uint32_t heads, uint32_t want, float* memory)
-      : highest(memory),
-        keys(reinterpret_cast<uint32_t*>(memory + heads * Highest::Floats(want))),
-        scores(memory + heads * Highest::Floats(want) + Keys(want) + kSlack) {}
-};
-
-// bounds[head - first_head] from the scores of pages that lie evenly among those that compete.
-void SampleBounds(const SelectSlice& slice, const Memory& memory, float* bounds) {
-  const ScoreJob& job = slice.job;
-  const Competition& among = slice.among;
-  const uint32_t heads = job.end_head - job.first_head;
-  for (uint32_t h = 0; h < heads; ++h) bounds[h] = __builtin_nanf("");
+// A KV head's bound, from the scores of pages that lie evenly among those that compete.
+void SampleBound(const SelectJob& job, uint32_t head, float* scratch) {
+  const Competition& among = job.among;
   const uint32_t first = (among.begin + kBlockTokens - 1) / kBlockTokens;
   const uint32_t pages = HWY_MAX(among.end / kBlockTokens, first) - first;
   const uint32_t count = HWY_MIN(pages / 8, kSamplePages);
+  job.bounds[head] = __builtin_nanf("");
   if (count < kMinSamplePages) return;
   std::byte* sampled[kSamplePages];
   for (uint32_t i = 0; i < count; ++i) {
     const uint64_t page = first + uint64_t{i} * pages / count;
-    sampled[i] = job.item->labels.pages[page];
+    sampled[i] = job.score.item->labels.pages[page];
   }
-  ScoreLabelsArgs::Item item = *job.item;
+  ScoreLabelsArgs::Item item = *job.score.item;
   item.tokens = count * kBlockTokens;
   item.first = 0;
   item.labels.pages = sampled;
-  ScoreJob sample = job;
+  ScoreJob sample = job.score;
   sample.item = &item;
-  sample.scores = memory.scores;
-  sample.score_stride = kSampleTokens;
-  for (uint32_t chunk = 0; chunk < sample.chunks(); ++chunk) slice.score(sample, chunk);
-  for (uint32_t h = 0; h < heads; ++h) {
-    bounds[h] = SampledBound(memory.scores + h * kSampleTokens, item.tokens, among.want,
-                             among.end - among.begin, memory.keys);
-  }
+  sample.first_head = head;
+  sample.end_head = head + 1;
+  sample.fetch_end = count;
+  sample.scores = scratch;
+  job.pass(sample, 0, count);
+  job.bounds[head] = SampledBound(scratch, item.tokens, among.want, among.end - among.begin,
+                                  reinterpret_cast<uint32_t*>(scratch + kSampleTokens));
 }
 
-// Heads [first, end) of the slice, whose bounds begin at `bounds`. Returns the first head whose
-// bound was too high; those before it are done.
-uint32_t SelectHeads(const SelectSlice& slice, const Memory& memory, uint32_t first, uint32_t end,
-                     const float* bounds) {
-  const Competition& among = slice.among;
-  ScoreJob job = slice.job;
+size_t PartCapacity(const SelectJob& job, uint32_t part) {
+  return Highest::Capacity(job.among.want, job.PartFirst(part + 1) - job.PartFirst(part));
+}
+
+size_t CandidateFloats(const SelectJob& job, uint32_t part) {
+  return Highest::Floats(PartCapacity(job, part));
+}
+
+size_t CollectScratch(const SelectJob& job, uint32_t part) {
+  return SelectJob::kMaxHeads * kStepTokens + Highest::KeyRoom(PartCapacity(job, part));
+}
+
+// The candidates of a part, of the KV heads [first, end); `memory`: CandidateFloats per head.
+void Collect(const SelectJob& all, uint32_t part, uint32_t first, uint32_t end, float* memory,
+             float* scratch) {
+  const size_t capacity = PartCapacity(all, part);
+  auto* keys = reinterpret_cast<uint32_t*>(scratch + SelectJob::kMaxHeads * kStepTokens);
+  Highest highest[SelectJob::kMaxHeads];
+  for (uint32_t head = first; head < end; ++head, memory += Highest::Floats(capacity)) {
+    highest[head - first] = Highest(all.among.want, capacity, all.bounds[head], memory, keys);
+  }
+  ScoreJob job = all.score;
   job.first_head = first;
   job.end_head = end;
-  job.scores = memory.scores;
-  job.score_stride = kChunkTokens;
-  Highest highest[SelectSlice::kMaxHeads];
-  for (uint32_t h = 0; h < end - first; ++h) {
-    highest[h] = Highest(among.want, bounds[h], memory.highest + h * Highest::Floats(among.want),
-                         memory.keys);
-  }
-  for (uint32_t chunk = 0; chunk < job.chunks(); ++chunk) {
-    job.origin = job.ChunkBegin(chunk);
-    slice.score(job, chunk);
-    const uint32_t origin = job.origin * kBlockTokens;
-    const uint32_t begin = HWY_MAX(origin, among.begin);
-    const uint32_t last = HWY_MIN(job.ChunkEnd(chunk) * kBlockTokens, among.end);
+  job.scores = scratch;
+  job.score_stride = kStepTokens;
+  job.fetch_end = job.PartBegin(part + 1, all.parts);
+  for (uint32_t page = job.PartBegin(part, all.parts); page < job.fetch_end;) {
+    job.origin = page;
+    const uint32_t next = HWY_MIN(page + LabelFetch::kPages, job.fetch_end);
+    all.pass(job, page, next);
+    const uint32_t origin = page * kBlockTokens;
+    const uint32_t begin = HWY_MAX(origin, all.among.begin);
+    const uint32_t last = HWY_MIN(next * kBlockTokens, all.among.end);
     for (uint32_t h = 0; h < end - first && begin < last; ++h) {
-      highest[h].Add(memory.scores + h * kChunkTokens + (begin - origin), last - begin, begin);
+      highest[h].Add(scratch + h * kStepTokens + (begin - origin), last - begin, begin);
     }
+    page = next;
   }
   for (uint32_t head = first; head < end; ++head) {
-    if (!highest[head - first].Write(slice.Selection(head) + (among.begin - among.first))) {
-      return head;
-    }
+    all.candidates[part * all.kv_heads() + head] = highest[head - first].Found();
   }
-  return end;
 }
 
-size_t SliceScratch(const SelectSlice& slice) {
-  return Memory::Floats(slice.job.end_head - slice.job.first_head, slice.among.want);
+size_t MergeScratch(const SelectJob& job, uint32_t head) {
+  size_t count = kSlack;
+  for (uint32_t part = 0; part < job.parts; ++part) {
+    count += job.candidates[part * job.kv_heads() + head].count;
+  }
+  return count;
 }
 
-void RunSlice(const SelectSlice& slice, float* scratch) {
-  const uint32_t first = slice.job.first_head, end = slice.job.end_head;
-  if (slice.among.want > 0) {
-    const Memory memory(end - first, slice.among.want, scratch);
-    float bounds[SelectSlice::kMaxHeads];
-    SampleBounds(slice, memory, bounds);
-    for (uint32_t head = first; head < end;) {
-      head = SelectHeads(slice, memory, head, end, bounds + (head - first));
-      if (head < end) bounds[head - first] = __builtin_nanf("");
-    }
+// A KV head's selection from the candidates of all parts. False: its bound was too high.
+bool Merge(const SelectJob& job, uint32_t head, float* scratch) {
+  uint32_t* const selection = job.Selection(head);
+  uint32_t* const to = job.among.WriteAlways(selection);
+  if (job.among.want > 0 &&
+      !WriteHighest(job.candidates + head, job.parts, job.kv_heads(), job.among.want,
+                    reinterpret_cast<uint32_t*>(scratch), to)) {
+    return false;
   }
-  for (uint32_t head = first; head < end; ++head) {
-    slice.among.WriteAlways(slice.Selection(head));
-    slice.among.WriteRecent(slice.Selection(head));
-  }
+  job.among.WriteRecent(selection);
+  return true;
 }
 
 }  // namespace
@@ -130,42 +128,111 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace sparsekv::cpu {
+namespace {
 
-HWY_EXPORT(RunSlice);
-HWY_EXPORT(SliceScratch);
+HWY_EXPORT(SampleScratch);
+HWY_EXPORT(SampleBound);
+HWY_EXPORT(CandidateFloats);
+HWY_EXPORT(CollectScratch);
+HWY_EXPORT(Collect);
+HWY_EXPORT(MergeScratch);
+HWY_EXPORT(Merge);
+
+// Part and KV heads of a job, and where their candidates lie.
+struct CollectTask {
+  const SelectJob* job = nullptr;
+  uint32_t part = 0;
+  uint32_t first_head = 0, end_head = 0;
+  size_t at = 0;  // floats
+};
+
+void CollectAll(std::span<const SelectJob> jobs, Context& context) {
+  std::vector<CollectTask> tasks;
+  size_t floats = 0;
+  for (const SelectJob& job : jobs) {
+    for (uint32_t part = 0; job.among.want > 0 && part < job.parts; ++part) {
+      const size_t head_floats = HWY_DYNAMIC_DISPATCH(CandidateFloats)(job, part);
+      for (uint32_t head = 0; head < job.kv_heads(); head += SelectJob::kMaxHeads) {
+        const uint32_t end = std::min(head + SelectJob::kMaxHeads, job.kv_heads());
+        tasks.push_back({&job, part, head, end, floats});
+        floats += (end - head) * head_floats;
+      }
+    }
+  }
+  float* memory = context.shared.Get(1, floats);
+  context.pool.Run(static_cast<uint32_t>(tasks.size()), [&](uint32_t i, unsigned thread) {
+    const CollectTask& task = tasks[i];
+    float* scratch =
+        context.scratch.Get(thread, HWY_DYNAMIC_DISPATCH(CollectScratch)(*task.job, task.part));
+    HWY_DYNAMIC_DISPATCH(Collect)
+    (*task.job, task.part, task.first_head, task.end_head, memory + task.at, scratch);
+  });
+}
+
+bool MergeHead(const SelectJob& job, uint32_t head, float* scratch) {
+  return HWY_DYNAMIC_DISPATCH(Merge)(job, head, scratch);
+}
+
+// A KV head whose bound was too high, again and without one.
+void SelectAgain(SelectJob job, uint32_t head, Context& context) {
+  job.bounds[head] = __builtin_nanf("");
+  CollectAll({&job, 1}, context);
+  CHECK(
+      MergeHead(job, head, context.scratch.Get(0, HWY_DYNAMIC_DISPATCH(MergeScratch)(job, head))));
+}
+
+// A few items, all KV heads of each.
+void SelectItems(std::span<const SelectJob> jobs, Context& context) {
+  const uint32_t kv_heads = jobs[0].kv_heads();
+  const auto tasks = static_cast<uint32_t>(jobs.size() * kv_heads);
+  context.pool.Run(tasks, [&](uint32_t i, unsigned thread) {
+    if (jobs[i / kv_heads].among.want == 0) return;
+    float* scratch = context.scratch.Get(thread, HWY_DYNAMIC_DISPATCH(SampleScratch)());
+    HWY_DYNAMIC_DISPATCH(SampleBound)(jobs[i / kv_heads], i % kv_heads, scratch);
+  });
+  CollectAll(jobs, context);
+  std::vector<uint8_t> done(tasks);
+  context.pool.Run(tasks, [&](uint32_t i, unsigned thread) {
+    const SelectJob& job = jobs[i / kv_heads];
+    const size_t floats = HWY_DYNAMIC_DISPATCH(MergeScratch)(job, i % kv_heads);
+    done[i] = MergeHead(job, i % kv_heads, context.scratch.Get(thread, floats));
+  });
+  for (uint32_t i = 0; i < tasks; ++i) {
+    if (done[i] == 0) SelectAgain(jobs[i / kv_heads], i % kv_heads, context);
+  }
+}
+
+}  // namespace
 
 bool ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select, Context& context) {
   CHECK_EQ(score.items.size(), select.items.size());
   CHECK_EQ(score.kv_heads, select.kv_heads);
-  const unsigned threads = context.pool.threads();
-  const size_t lists = score.items.size() * score.kv_heads;
-  // A mass needs the sum over all tokens before the first score. And a list is one thread's work.
-  if (score.pooling == Pooling::kSoftmaxMass || lists < threads) return false;
+  // A mass needs the sum over all tokens before the first score.
+  if (score.pooling == Pooling::kSoftmaxMass) return false;
   const std::vector<ScoreJob> jobs = MakeScoreJobs(score, context);
-  const auto heads =
-      static_cast<uint32_t>(std::clamp<size_t>(lists / (2 * threads), 1, SelectSlice::kMaxHeads));
-  std::vector<SelectSlice> slices;
-  for (size_t i = 0; i < jobs.size(); ++i) {
-    const SelectArgs::Item& item = select.items[i];
-    CHECK_EQ(item.tokens, jobs[i].item->tokens);
-    CHECK_EQ(item.first, jobs[i].item->first);
-    CHECK_LE(AlwaysSetSize(item.tokens, item.first), item.count);
-    CHECK_LE(item.count, item.tokens - item.first);
-    for (uint32_t head = 0; head < select.kv_heads; head += heads) {
-      slices.push_back({.job = jobs[i],
-                        .among = Competition(item),
-                        .score = PassesOf(score).score,
-                        .selection = item.selection,
-                        .stride = select.selection_stride});
-      slices.back().job.first_head = head;
-      slices.back().job.end_head = std::min(head + heads, select.kv_heads);
+  const size_t batch = std::min<size_t>(jobs.size(), context.pool.threads());  // items at once
+  const uint32_t parts = PartsPerJob(batch, context.pool.threads());
+  std::vector<float> bounds(batch * score.kv_heads);
+  std::vector<Candidates> candidates(bounds.size() * parts);
+  for (size_t at = 0; at < jobs.size(); at += batch) {
+    std::vector<SelectJob> some;
+    for (size_t i = at; i < std::min(at + batch, jobs.size()); ++i) {
+      const SelectArgs::Item& item = select.items[i];
+      CHECK_EQ(item.tokens, jobs[i].item->tokens);
+      CHECK_EQ(item.first, jobs[i].item->first);
+      CHECK_LE(AlwaysSetSize(item.tokens, item.first), item.count);
+      CHECK_LE(item.count, item.tokens - item.first);
+      some.push_back({.score = jobs[i],
+                      .among = Competition(item),
+                      .pass = PassesOf(score).score,
+                      .parts = parts,
+                      .bounds = &bounds[(i - at) * score.kv_heads],
+                      .candidates = &candidates[(i - at) * score.kv_heads * parts],
+                      .selection = item.selection,
+                      .stride = select.selection_stride});
     }
+    SelectItems(some, context);
   }
-  const auto run = HWY_DYNAMIC_DISPATCH(RunSlice);
-  const auto floats = HWY_DYNAMIC_DISPATCH(SliceScratch);
-  context.pool.Run(static_cast<uint32_t>(slices.size()), [&](uint32_t i, unsigned thread) {
-    run(slices[i], context.scratch.Get(thread, floats(slices[i])));
-  });
   return true;
 }
 

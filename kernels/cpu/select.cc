@@ -27,19 +27,22 @@ float BoundOf(const float* scores, size_t count, uint32_t want, uint32_t* keys) 
   return SampledBound(sample, kSample, want, count, keys);
 }
 
-size_t SelectScratch(uint32_t count) {
-  return Highest::Floats(count) + HWY_MAX(Highest::KeyRoom(count), kSample + kSlack);
+size_t SelectScratch(uint32_t want, size_t count) {
+  const size_t capacity = Highest::Capacity(want, count);
+  return Highest::Floats(capacity) + HWY_MAX(Highest::KeyRoom(capacity), kSample + kSlack);
 }
 
 // Writes the tokens first + i of the `want` highest of scores[0, count), ascending, 0 < want.
 void SelectHighest(const float* scores, size_t count, uint32_t first, uint32_t want, float* scratch,
                    uint32_t* to) {
-  auto* keys = reinterpret_cast<uint32_t*>(scratch + Highest::Floats(want));
+  const size_t capacity = Highest::Capacity(want, count);
+  auto* keys = reinterpret_cast<uint32_t*>(scratch + Highest::Floats(capacity));
   float bound = BoundOf(scores, count, want, keys);
   for (;; bound = __builtin_nanf("")) {
-    Highest highest(want, bound, scratch, keys);
+    Highest highest(want, capacity, bound, scratch, keys);
     highest.Add(scores, count, first);
-    if (highest.Write(to)) return;
+    const Candidates found = highest.Found();
+    if (WriteHighest(&found, 1, 1, want, keys, to)) return;
   }
 }
 
@@ -77,7 +80,7 @@ void Select(const SelectArgs& args, Context& context) {
     const uint32_t h = task % args.kv_heads;
     const Competition among(item);
     select(item.scores + h * args.score_stride, among, item.selection + h * args.selection_stride,
-           context.scratch.Get(thread, scratch_size(among.want)));
+           context.scratch.Get(thread, scratch_size(among.want, among.end - among.begin)));
   });
 }
 
