@@ -60,21 +60,21 @@ HWY_INLINE void WidenWords(VU words, const hwy::float16_t*, VF* values) {
   values[1] = hn::PromoteTo(DF(), hn::BitCast(df16, hn::DemoteTo(du16, hn::BitCast(di, upper))));
 }
 
-// Stretches of a tile that are fetched side by side.
-constexpr size_t kAbreast = 8;
-static_assert(kAttendTile % kAbreast == 0);
-
 // Fetches the rows of a tile, which is as large as the L1 cache. Rows of a whole context follow
-// each other and are fetched in the order of their addresses, which the hardware's own prefetching
-// understands. `lines`: room for kAbreast addresses, used while lines are fetched.
+// each other: the halves of the tile are fetched side by side, each in the order of its addresses,
+// which the hardware's own prefetching understands. More stretches at once are slower, as it
+// follows fewer; of rows that lie apart there is nothing to follow. `halves`: room for the
+// addresses, used while lines are fetched.
 inline LineFetch FetchTile(const std::byte* const* rows, size_t row_bytes,
-                           const std::byte** lines) {
-  constexpr size_t kLine = LineFetch::kLine;
+                           const std::byte* halves[2]) {
+  constexpr size_t kAbreast = 8;
+  static_assert(kAttendTile % kAbreast == 0);
   if (rows[kAttendTile - 1] != rows[0] + (kAttendTile - 1) * row_bytes) {
-    return LineFetch(rows, kAbreast, kAttendTile / kAbreast, kLine, row_bytes);
+    return LineFetch(rows, kAbreast, kAttendTile / kAbreast, row_bytes);
   }
-  for (size_t i = 0; i < kAbreast; ++i) lines[i] = rows[0] + i * kLine;
-  return LineFetch(lines, kAbreast, 1, kAbreast * kLine, kAttendTile * row_bytes);
+  halves[0] = rows[0];
+  halves[1] = rows[kAttendTile / 2];
+  return LineFetch(halves, 2, 1, kAttendTile / 2 * row_bytes);
 }
 
 // Words per block of 16 bytes, and rows that give one block each.

@@ -135,8 +135,8 @@ void AddTile(const AttendBlock& block, const Workspace& work, const AttendPartia
              uint32_t begin, uint32_t count, const TileRows& tile, const TileRows& next) {
   const AttendArgs& args = *block.args;
   const DType dtype = block.item->rows.layout->dtype;
-  const std::byte* lines[kAbreast];
-  LineFetch fetch = FetchTile(next.rows, block.item->rows.layout->row_bytes(), lines);
+  const std::byte* halves[2];
+  LineFetch fetch = FetchTile(next.rows, block.item->rows.layout->row_bytes(), halves);
   // Dot products of every row that sees the tile. Those with entries outside of a row's list are
   // dropped by the softmax step.
   uint32_t token = block.FirstTokenWith(begin);

@@ -74,8 +74,7 @@ struct LabelFetch {
   static constexpr uint32_t kPages = 4;
 
   LabelFetch(const ScoreJob& job, uint32_t page, uint32_t first_head, uint32_t end_head)
-      : lines(heads, kPages, 1, LineFetch::kLine,
-              (end_head - first_head) * job.item->labels.layout->head_stride()) {
+      : lines(heads, kPages, 1, (end_head - first_head) * job.item->labels.layout->head_stride()) {
     for (uint32_t i = 0; i < kPages; ++i, ++page) {
       if (page >= job.fetch_end) page = job.fetch_end - 1;
       heads[i] = job.item->labels.Head(first_head, page);
