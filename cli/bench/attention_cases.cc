@@ -55,7 +55,7 @@ class Layers {
         static_cast<uint32_t>(KernelBench::kMemory / (labels_.layer_stride() * rows_.blocks));
     std::iota(blocks_.begin(), blocks_.end(), 0u);
     std::shuffle(blocks_.begin(), blocks_.end(), std::mt19937(4));
-    for (uint32_t block : blocks_) pages_.push_back(bench.memory() + block * labels_.page_bytes());
+    for (uint32_t block : blocks_) pages_.push_back(bench.labels() + block * labels_.page_bytes());
     for (uint32_t h = 0; h < kKvHeads; ++h) {
       for (uint32_t c = 0; c < channels_; ++c) {
         channel_list_.push_back(

@@ -11,7 +11,7 @@ namespace sparsekv {
 // What the machine gives at most, measured with all threads of the pool. Each call measures once
 // and returns seconds; callers repeat and take medians.
 
-// Reads `memory` once from end to end.
+// Reads `memory` once, in long stretches.
 double StreamRead(cpu::ThreadPool& pool, std::span<const std::byte> memory);
 
 // Reads rows of `row_bytes` (a multiple of 64) at the given offsets, with prefetching.

@@ -50,6 +50,10 @@ KernelBench::KernelBench(unsigned threads) : backend_(MakeCpuBackend(threads)), 
   CHECK(mapped != MAP_FAILED);
   memory_ = static_cast<std::byte*>(mapped);
   FillNormal(memory_, kMemory, pool_);
+  // Huge pages where the system gives them, as labels lie in a server.
+  labels_ = backend_->Allocate(kMemory);
+  CHECK(labels_ != nullptr);
+  FillNormal(labels_, kMemory, pool_);
   std::mt19937 engine(2);
   for (size_t i = 0; i < std::size(kRowSizes); ++i) {
     shuffled_[i].resize(kMemory / kRowSizes[i]);
@@ -58,7 +62,10 @@ KernelBench::KernelBench(unsigned threads) : backend_(MakeCpuBackend(threads)), 
   }
 }
 
-KernelBench::~KernelBench() { munmap(memory_, kMemory); }
+KernelBench::~KernelBench() {
+  backend_->Free(labels_);
+  munmap(memory_, kMemory);
+}
 
 double KernelBench::Ceilings::RowRate(size_t row_bytes) const {
   size_t nearest = 0;

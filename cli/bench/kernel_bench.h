@@ -17,8 +17,9 @@
 
 namespace sparsekv {
 
-// What the cases of `bench kernels` share: the backend, and one stretch of memory, far larger than
-// any cache, that serves as rows, labels and weights in turn, and to measure the ceilings on.
+// What the cases of `bench kernels` share: the backend, one stretch of memory, far larger than any
+// cache, that serves as rows and weights in turn, and to measure the ceilings on, and one of the
+// backend's own for labels.
 class KernelBench {
  public:
   static constexpr size_t kMemory = size_t{512} << 20;
@@ -30,7 +31,9 @@ class KernelBench {
 
   Backend& backend() { return *backend_; }
   cpu::ThreadPool& pool() { return pool_; }
-  std::byte* memory() { return memory_; }  // kMemory bytes of normal bf16 values
+  // kMemory bytes of normal bf16 values each.
+  std::byte* memory() { return memory_; }
+  std::byte* labels() { return labels_; }
 
   // The ceilings of this round, in units per second.
   struct Ceilings {
@@ -44,6 +47,7 @@ class KernelBench {
 
  private:
   std::byte* memory_ = nullptr;
+  std::byte* labels_ = nullptr;
   std::unique_ptr<Backend> backend_;
   cpu::ThreadPool pool_;
   std::vector<uint64_t> shuffled_[std::size(kRowSizes)];  // every row's offset

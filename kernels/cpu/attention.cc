@@ -37,6 +37,7 @@ struct Workspace {
            2 * AttendPartial::Floats(rows, padded);
   }
 
+  Workspace() = default;
   Workspace(const AttendArgs& args, size_t rows, float* memory) {
     const size_t padded = PaddedDim(args);
     keys = memory;
@@ -174,22 +175,50 @@ void AddTile(const AttendBlock& block, const Workspace& work, const AttendPartia
   }
 }
 
-void AddSplit(const AttendBlock& block, const Workspace& work, const AttendPartial& part,
-              uint32_t split) {
-  const size_t rows = block.rows();
-  for (size_t r = 0; r < rows; ++r) {
-    part.maximum[r] = -HUGE_VALF;
-    part.total[r] = 0;
+// Blocks of a task, tile by tile in turn: neighbouring KV heads of the same tokens, whose rows lie
+// side by side, so that the memory is read in longer stretches.
+constexpr size_t kMaxInTurn = 2;
+struct InTurn {
+  const AttendBlock* blocks = nullptr;
+  size_t count = 0;
+  Workspace works[kMaxInTurn];
+
+  InTurn(const AttendBlock* first, size_t number, Scratch& scratch, unsigned thread)
+      : blocks(first), count(number) {
+    const size_t rows = first->rows();
+    const size_t floats = RoundUp(Workspace::Floats(*first->args, rows), 16);  // whole lines
+    float* memory = scratch.Get(thread, count * floats);
+    for (size_t b = 0; b < count; ++b, memory += floats) {
+      works[b] = Workspace(*first->args, rows, memory);
+      LoadQueries(blocks[b], works[b].q);
+    }
   }
-  memset(part.sums, 0, rows * PaddedDim(*block.args) * sizeof(float));
-  const uint32_t end = HWY_MIN(block.end(), (split + 1) * kAttendSplit);
+};
+
+// parts[b] = the split of blocks[b].
+void AddSplit(const InTurn& all, const AttendPartial* parts, uint32_t split) {
+  const AttendBlock& first = all.blocks[0];
+  const size_t rows = first.rows();
+  for (size_t b = 0; b < all.count; ++b) {
+    for (size_t r = 0; r < rows; ++r) {
+      parts[b].maximum[r] = -HUGE_VALF;
+      parts[b].total[r] = 0;
+    }
+    memset(parts[b].sums, 0, rows * PaddedDim(*first.args) * sizeof(float));
+  }
+  const uint32_t end = HWY_MIN(first.end(), (split + 1) * kAttendSplit);
   TileRows tiles[2];
-  uint32_t begin = HWY_MAX(split * kAttendSplit, block.Begin(0) / kAttendTile * kAttendTile);
-  tiles[0].Find(block, begin);
-  for (uint32_t i = 0; begin < end; ++i, begin += kAttendTile) {
+  uint32_t begin = HWY_MAX(split * kAttendSplit, first.Begin(0) / kAttendTile * kAttendTile);
+  size_t b = 0;
+  tiles[0].Find(first, begin);
+  for (uint32_t i = 0; begin < end; ++i) {
+    const size_t block = b;
+    const uint32_t from = begin;
+    if (++b == all.count) b = 0, begin += kAttendTile;
     TileRows& next = tiles[(i + 1) % 2];
-    next.Find(block, begin + kAttendTile);  // the next split's at the end
-    AddTile(block, work, part, begin, HWY_MIN(kAttendTile, end - begin), tiles[i % 2], next);
+    next.Find(all.blocks[b], begin);  // the next split's at the end
+    AddTile(all.blocks[block], all.works[block], parts[block], from,
+            HWY_MIN(kAttendTile, end - from), tiles[i % 2], next);
   }
 }
 
@@ -248,18 +277,21 @@ void WriteOut(const AttendBlock& block, const AttendPartial& total) {
   }
 }
 
-void AttendWhole(const AttendBlock& block, Scratch& scratch, unsigned thread) {
-  const size_t rows = block.rows();
-  const Workspace work(*block.args, rows,
-                       scratch.Get(thread, Workspace::Floats(*block.args, rows)));
-  LoadQueries(block, work.q);
-  const uint32_t first = block.first_split();
-  AddSplit(block, work, work.total, first);
-  for (uint32_t i = 1; i < block.splits(); ++i) {
-    AddSplit(block, work, work.part, first + i);
-    MergeSplit(block, work.total, work.part, first + i);
+// `count` blocks in turn.
+void AttendWhole(const AttendBlock* blocks, size_t count, Scratch& scratch, unsigned thread) {
+  const InTurn all(blocks, count, scratch, thread);
+  AttendPartial parts[kMaxInTurn], totals[kMaxInTurn];
+  for (size_t b = 0; b < count; ++b) {
+    parts[b] = all.works[b].part;
+    totals[b] = all.works[b].total;
   }
-  WriteOut(block, work.total);
+  const uint32_t first = blocks[0].first_split();
+  AddSplit(all, totals, first);
+  for (uint32_t i = 1; i < blocks[0].splits(); ++i) {
+    AddSplit(all, parts, first + i);
+    for (size_t b = 0; b < count; ++b) MergeSplit(blocks[b], totals[b], parts[b], first + i);
+  }
+  for (size_t b = 0; b < count; ++b) WriteOut(blocks[b], totals[b]);
 }
 
 // `partials` holds the block's splits one after the other, the first that it has at 0.
@@ -271,11 +303,9 @@ AttendPartial PartialOf(const AttendBlock& block, float* partials, uint32_t spli
 
 void AttendSplit(const AttendBlock& block, uint32_t split, float* partials, Scratch& scratch,
                  unsigned thread) {
-  const size_t rows = block.rows();
-  const Workspace work(*block.args, rows,
-                       scratch.Get(thread, Workspace::Floats(*block.args, rows)));
-  LoadQueries(block, work.q);
-  AddSplit(block, work, PartialOf(block, partials, split), block.first_split() + split);
+  const InTurn alone(&block, 1, scratch, thread);
+  const AttendPartial part = PartialOf(block, partials, split);
+  AddSplit(alone, &part, block.first_split() + split);
 }
 
 void MergeSplits(const AttendBlock& block, float* partials) {
@@ -330,6 +360,17 @@ std::vector<AttendBlock> MakeBlocks(const AttendArgs& args) {
   return blocks;
 }
 
+// How many blocks, neighbouring KV heads, a task takes in turn: two of a decode step, where enough
+// tasks remain. More heads or tokens share so much arithmetic that memory does not matter.
+size_t BlocksInTurn(const AttendArgs& args, size_t blocks, unsigned threads) {
+  constexpr size_t kMinTasksPerThread = 2;
+  if (args.kv_heads % 2 != 0 || blocks < 2 * kMinTasksPerThread * threads) return 1;
+  for (const AttendArgs::Item& item : args.items) {
+    if (item.span.tokens * args.group > kBlockRows) return 1;
+  }
+  return 2;
+}
+
 void AttendBySplits(const std::vector<AttendBlock>& blocks, size_t floats, Context& context) {
   struct Task {
     uint32_t block;
@@ -370,10 +411,12 @@ void Attend(const AttendArgs& args, Context& context) {
     AttendBySplits(blocks, floats, context);
     return;
   }
+  const size_t in_turn = BlocksInTurn(args, blocks.size(), threads);
   const auto attend = HWY_DYNAMIC_DISPATCH(AttendWhole);
-  context.pool.Run(static_cast<uint32_t>(blocks.size()), [&](uint32_t b, unsigned thread) {
-    attend(blocks[b], context.scratch, thread);
-  });
+  context.pool.Run(static_cast<uint32_t>(blocks.size() / in_turn),
+                   [&](uint32_t i, unsigned thread) {
+                     attend(&blocks[i * in_turn], in_turn, context.scratch, thread);
+                   });
 }
 
 }  // namespace sparsekv::cpu
