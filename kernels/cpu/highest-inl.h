@@ -290,7 +290,7 @@ class Highest {
     const DF d;
     const DU du;
     const VF bound = hn::Set(d, bound_);
-    const auto all = hn::IsNaN(bound);  // a bound of NaN lets everything pass, NaN too
+    const auto all = hn::IsNaN(bound);     // a bound of NaN lets everything pass, NaN too
     const VU lanes = hn::Iota(du, first);  // once: it is made in memory
     size_t found = found_;
     ForVectors(count, [&](size_t i, auto valid) {
