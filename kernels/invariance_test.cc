@@ -213,7 +213,7 @@ TEST_P(InvarianceTest, AttentionInChunksAndOverFullSelections) {
   const uint32_t most = slow() ? 300 : 2100;  // the reference has no splits
   Prompt narrow(backend(), random, 1, 1, 8, DType::kF32, std::min(most, 2100u));
   CheckPrompt(backend(), other(), random, narrow);
-  Prompt grouped(backend(), random, 2, 5, 24, DType::kF16, std::min(most, 1200u));
+  Prompt grouped(backend(), random, 4, 5, 24, DType::kF16, std::min(most, 1200u));
   CheckPrompt(backend(), other(), random, grouped);
   Prompt wide(backend(), random, 1, 3, 136, DType::kBF16, std::min(most, 1100u));
   CheckPrompt(backend(), other(), random, wide);

@@ -360,6 +360,7 @@ TEST_P(ScoreThenSelectTest, LongRows) {
   Random random(53);
   Check(random, {.group = 4, .lengths = {131072}, .counts = {2048}});
   Check(random, {.kv_heads = 2, .group = 2, .lengths = {30000, 150001}, .counts = {15000, 300}});
+  Check(random, {.kv_heads = 17, .lengths = {9000}, .counts = {600}});
   Check(random, {.group = 4,
                  .channels = 16,
                  .lengths = {131072},
@@ -443,14 +444,15 @@ TEST_P(ScoreThenSelectTest, PartsOfMoreTokensThanAreKept) {
   Random random(57);
   for (Values values : {Values::kRandom, Values::kFew, Values::kSomeNan, Values::kEqual}) {
     for (uint32_t group : {1u, 4u, 8u}) {
-      // So many rows that each has a CTA of its own.
+      // So many rows that each has a CTA of its own, but for group 4, of which too many are
+      // selected.
       Case test{.kv_heads = 8, .group = group, .channels = 4, .values = values};
       if (values == Values::kFew && group > 1) test.format = LabelFormat::kInt8;
       if (values == Values::kEqual && group > 1) test.format = LabelFormat::kInt2;
       for (uint32_t i = 0; i < 34; ++i) {
         test.lengths.push_back(random.Between(i % 2 ? 70 : 14000, 24000));
         const uint32_t least = AlwaysSetSize(test.lengths.back());
-        const uint32_t most = std::min(test.lengths.back(), group == 4 ? 14000u : 10000u);
+        const uint32_t most = std::min(test.lengths.back(), group == 4 ? 14000u : 8000u);
         test.counts.push_back(
             random.Pick({least + 1, std::min(most, 2048u), most, random.Between(least, most)}));
       }
@@ -458,7 +460,7 @@ TEST_P(ScoreThenSelectTest, PartsOfMoreTokensThanAreKept) {
     }
   }
   for (uint32_t tokens : {320001u, 16 * 65536u}) {
-    for (uint32_t count : {300u, 2000u, 8100u, 8300u}) {
+    for (uint32_t count : {300u, 2000u, 8100u, 8773u, 8774u}) {
       const auto height = [](uint32_t t) { return static_cast<float>(t / 80); };
       CheckScores(random, tokens, count, height);
       CheckScores(random, tokens, count, [&](uint32_t t) { return -height(t); });
@@ -466,30 +468,39 @@ TEST_P(ScoreThenSelectTest, PartsOfMoreTokensThanAreKept) {
       CheckScores(random, tokens, count, [](uint32_t) { return 0.0f; });
     }
   }
+  // The longest parts.
+  for (LabelFormat format : {LabelFormat::kBf16, LabelFormat::kInt4}) {
+    Check(random, {.kv_heads = 1,
+                   .group = 4,
+                   .channels = 4,
+                   .lengths = {16 * 131072 - 12345},
+                   .counts = {2048},
+                   .format = format});
+  }
   // More selected than there is room for, and rows longer than all CTAs of a cluster take.
   Check(random, {.group = 4, .lengths = {240000, 1000}, .counts = {20000, 300}});
   Check(random, {.group = 4, .channels = 4, .lengths = {16 * 131072 + 65}, .counts = {2048}});
 }
 
-// Scores are high where samples are taken, in the middle of 16 or 32 equal steps, and nowhere else
-// (kernels/cuda/score_select_sample.cuh); and where they are not.
+// Scores are high where a sample is taken, in the middle of 32 equal steps, and nowhere else
+// (kernels/cuda/score_select_sample.cuh): fewer are than 6,000. And where they are not. The last
+// part of the shorter row has room for all its keys.
 TEST_P(ScoreThenSelectTest, SamplesThatMislead) {
   if (!cuda()) GTEST_SKIP() << "no samples on this backend";
   Random random(58);
-  constexpr uint32_t kTokens = 400000, kCut = 128;
-  const uint32_t cuts = (kTokens - kRecentTokens - 1) / kCut;
-  for (uint32_t samples : {16u, 32u}) {
-    std::vector<bool> sampled(cuts + 1);
-    for (uint32_t i = 0; i < samples; ++i) sampled[cuts * (2 * i + 1) / (2 * samples)] = true;
-    const auto high = [&](uint32_t t) { return (sampled[t / kCut] ? 2.0f : 0.0f) + t % 7 / 8.0f; };
+  for (uint32_t tokens : {320001u, 400000u}) {
+    const uint32_t pages = (tokens - kRecentTokens - 1) / kBlockTokens;
+    std::vector<bool> sampled(pages + 2);
+    for (uint32_t i = 0; i < 32; ++i) sampled[pages * (2 * i + 1) / 64] = true;
+    const auto high = [&](uint32_t t) {
+      return (sampled[t / kBlockTokens] ? 2.0f : 0.0f) + static_cast<float>(t % 7) / 8.0f;
+    };
     for (uint32_t count : {300u, 6000u}) {
-      CheckScores(random, kTokens, count, high);
-      CheckScores(random, kTokens, count, [&](uint32_t t) { return -high(t); });
-      for (uint32_t group : {1u, 4u, 8u}) {
+      CheckScores(random, tokens, count, high);
+      CheckScores(random, tokens, count, [&](uint32_t t) { return -high(t); });
+      for (uint32_t group : {1u, 8u}) {
         const Case test{.group = group, .channels = 4};
-        CheckScores(random, kTokens, count, high, test);
-        CheckScores(
-            random, kTokens, count, [&](uint32_t t) { return -high(t); }, test);
+        CheckScores(random, tokens, count, high, test);
       }
     }
   }

@@ -108,7 +108,7 @@ HWY_NOINLINE void TransposeKeys(const std::byte* const* rows, size_t head_dim, D
     constexpr size_t kValues = kWordValues<std::decay_t<decltype(*null)>>;
     for (size_t t = 0; t < kAttendTile; t += kLanes) {
       for (size_t word = 0; word < head_dim / kValues; word += kSquare) {
-        fetch.Lines(kLanes / 4);  // half of the tile in all
+        fetch.Lines(kLanes / 4);  // half of the tile in all, with 8 lanes or more
         VU words[kSquare];
         TransposeWords(rows + t, word, words);
 #pragma GCC unroll 4

@@ -177,7 +177,6 @@ void AddTile(const AttendBlock& block, const Workspace& work, const AttendPartia
 
 // Blocks of a task, tile by tile in turn: neighbouring KV heads of the same tokens, whose rows lie
 // side by side, so that the memory is read in longer stretches.
-constexpr size_t kMaxInTurn = 2;
 struct InTurn {
   const AttendBlock* blocks = nullptr;
   size_t count = 0;
@@ -360,15 +359,17 @@ std::vector<AttendBlock> MakeBlocks(const AttendArgs& args) {
   return blocks;
 }
 
-// How many blocks, neighbouring KV heads, a task takes in turn: two of a decode step, where enough
-// tasks remain. More heads or tokens share so much arithmetic that memory does not matter.
+// How many blocks, neighbouring KV heads, a task takes in turn: two of a decode step, where no
+// thread has more to do then. More heads or tokens share so much arithmetic that memory does not
+// matter.
 size_t BlocksInTurn(const AttendArgs& args, size_t blocks, unsigned threads) {
-  constexpr size_t kMinTasksPerThread = 2;
-  if (args.kv_heads % 2 != 0 || blocks < 2 * kMinTasksPerThread * threads) return 1;
+  if (args.kv_heads % kMaxInTurn != 0) return 1;
+  const auto of_thread = [&](size_t tasks) { return (tasks + threads - 1) / threads; };
+  if (kMaxInTurn * of_thread(blocks / kMaxInTurn) > of_thread(blocks)) return 1;
   for (const AttendArgs::Item& item : args.items) {
-    if (item.span.tokens * args.group > kBlockRows) return 1;
+    if (item.span.tokens * args.group > kFewRows) return 1;
   }
-  return 2;
+  return kMaxInTurn;
 }
 
 void AttendBySplits(const std::vector<AttendBlock>& blocks, size_t floats, Context& context) {

@@ -19,9 +19,6 @@ HWY_BEFORE_NAMESPACE();
 namespace sparsekv::cpu::HWY_NAMESPACE {
 namespace {
 
-// Up to how many rows this is faster than float32 copies of the tile.
-constexpr size_t kFewRows = 8;
-
 // Calls function.operator()<n>(row) for rows [row, row + n), over [0, rows).
 template <typename Function>
 HWY_INLINE void ByFewRows(size_t rows, const Function& function) {

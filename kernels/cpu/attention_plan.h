@@ -8,6 +8,12 @@
 
 namespace sparsekv::cpu {
 
+// Up to how many rows of a block what is loaded is widened in registers, which is faster then than
+// float32 copies of the tile.
+inline constexpr size_t kFewRows = 8;
+// Blocks of a task, tile by tile in turn, at most.
+inline constexpr size_t kMaxInTurn = 2;
+
 // A unit of attention: neighbouring query tokens of one item that read the same KV head. Its rows
 // are the tokens' query heads, row = token * group + head of the group. All rows share each K and V
 // row that is loaded.

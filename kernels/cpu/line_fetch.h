@@ -8,9 +8,9 @@ namespace sparsekv::cpu {
 
 // Fetches memory that is needed next into the L2 cache, line by line, while what is there is
 // computed. Whoever computes says when, so that the memory is never idle and never asked for all at
-// once: a core waits for some 24 lines at most, and loads that only the L2 cache has to answer need
-// a place among them. Stretches that lie apart are fetched side by side, a line of each in turn, so
-// that they wait together for their addresses to be looked up.
+// once: a core waits for so many lines at most (24 of some), and loads that only the L2 cache has
+// to answer need a place among them. Stretches that lie apart are fetched side by side, a line of
+// each in turn, so that they wait together for their addresses to be looked up.
 class LineFetch {
  public:
   static constexpr size_t kLine = 64;

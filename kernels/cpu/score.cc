@@ -350,11 +350,12 @@ void ScoreLabels(const ScoreLabelsArgs& args, Context& context) {
     for (const ScoreJob& job : jobs) MergeNormalisers(job);
     tasks.clear();
   }
-  const uint32_t parts = PartsPerJob(jobs.size(), context.pool.threads());
+  size_t chunks = 0;
+  for (const ScoreJob& job : jobs) chunks += job.chunks();
   for (uint32_t job = 0; job < jobs.size(); ++job) {
+    const uint32_t parts = PartsOf(jobs[job], chunks, context.pool.threads());
     for (uint32_t i = 0; i < parts; ++i) {
-      const uint32_t begin = jobs[job].PartBegin(i, parts), end = jobs[job].PartBegin(i + 1, parts);
-      if (begin < end) tasks.push_back({job, begin, end});
+      tasks.push_back({job, jobs[job].PartBegin(i, parts), jobs[job].PartBegin(i + 1, parts)});
     }
   }
   run([&](ScoreJob& job, const Task& task) {

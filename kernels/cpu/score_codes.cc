@@ -81,6 +81,7 @@ HWY_INLINE void StripScores(const CodedPage& page, size_t words, const uint32_t*
       for (size_t i = 0; i < kStrip; ++i) word[i] = hn::ShiftRight<kBits>(word[i]);
     }
   }
+  own_fetch.Step(words, kStripTokens * 4);  // scales
   fetch = own_fetch;
 #pragma GCC unroll 4
   for (size_t i = 0; i < kStrip; ++i) {

@@ -97,10 +97,11 @@ HWY_INLINE void ForPages(const ScoreJob& job, uint32_t begin, uint32_t end, uint
   }
 }
 
-// Into how many parts the pages of each of so many jobs are divided: some for each thread, so that
-// one that comes late or is slow takes fewer.
-inline uint32_t PartsPerJob(size_t jobs, unsigned threads) {
-  return static_cast<uint32_t>((4 * size_t{threads} + jobs - 1) / jobs);
+// Into how many parts a job's pages are divided, where `chunks` are all jobs': in all, some for
+// each thread, so that one that comes late or is slow takes fewer.
+inline uint32_t PartsOf(const ScoreJob& job, size_t chunks, unsigned threads) {
+  const size_t parts = (4 * size_t{threads} * job.chunks() + chunks - 1) / chunks;
+  return static_cast<uint32_t>(parts < job.chunks() ? parts : job.chunks());
 }
 
 // What is done with pages: kSoftmaxMass's first pass with a chunk, and the scores of [begin, end).

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "base/check.h"
@@ -173,12 +174,19 @@ bool MergeHead(const SelectJob& job, uint32_t head, float* scratch) {
   return HWY_DYNAMIC_DISPATCH(Merge)(job, head, scratch);
 }
 
-// A KV head whose bound was too high, again and without one.
-void SelectAgain(SelectJob job, uint32_t head, Context& context) {
-  job.bounds[head] = __builtin_nanf("");
+// The KV heads that are not done, as their bounds were too high, again and without: all of them in
+// one pass.
+void SelectAgain(const SelectJob& job, std::span<const uint8_t> done, Context& context) {
+  if (std::all_of(done.begin(), done.end(), [](uint8_t is) { return is != 0; })) return;
+  for (uint32_t head = 0; head < job.kv_heads(); ++head) {
+    if (done[head] == 0) job.bounds[head] = __builtin_nanf("");
+  }
   CollectAll({&job, 1}, context);
-  CHECK(
-      MergeHead(job, head, context.scratch.Get(0, HWY_DYNAMIC_DISPATCH(MergeScratch)(job, head))));
+  for (uint32_t head = 0; head < job.kv_heads(); ++head) {
+    if (done[head] != 0) continue;
+    const size_t floats = HWY_DYNAMIC_DISPATCH(MergeScratch)(job, head);
+    CHECK(MergeHead(job, head, context.scratch.Get(0, floats)));
+  }
 }
 
 // A few items, all KV heads of each.
@@ -197,8 +205,8 @@ void SelectItems(std::span<const SelectJob> jobs, Context& context) {
     const size_t floats = HWY_DYNAMIC_DISPATCH(MergeScratch)(job, i % kv_heads);
     done[i] = MergeHead(job, i % kv_heads, context.scratch.Get(thread, floats));
   });
-  for (uint32_t i = 0; i < tasks; ++i) {
-    if (done[i] == 0) SelectAgain(jobs[i / kv_heads], i % kv_heads, context);
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    SelectAgain(jobs[i], std::span(done).subspan(i * kv_heads, kv_heads), context);
   }
 }
 
@@ -210,13 +218,13 @@ bool ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select, Context
   // A mass needs the sum over all tokens before the first score.
   if (score.pooling == Pooling::kSoftmaxMass) return false;
   const std::vector<ScoreJob> jobs = MakeScoreJobs(score, context);
-  const size_t batch = std::min<size_t>(jobs.size(), context.pool.threads());  // items at once
-  const uint32_t parts = PartsPerJob(batch, context.pool.threads());
-  std::vector<float> bounds(batch * score.kv_heads);
-  std::vector<Candidates> candidates(bounds.size() * parts);
-  for (size_t at = 0; at < jobs.size(); at += batch) {
+  const unsigned threads = context.pool.threads();
+  for (size_t at = 0; at < jobs.size(); at += threads) {  // so many items at once
+    const size_t end = std::min<size_t>(at + threads, jobs.size());
+    size_t chunks = 0, parts = 0;
+    for (size_t i = at; i < end; ++i) chunks += jobs[i].chunks();
     std::vector<SelectJob> some;
-    for (size_t i = at; i < std::min(at + batch, jobs.size()); ++i) {
+    for (size_t i = at; i < end; ++i) {
       const SelectArgs::Item& item = select.items[i];
       CHECK_EQ(item.tokens, jobs[i].item->tokens);
       CHECK_EQ(item.first, jobs[i].item->first);
@@ -225,11 +233,18 @@ bool ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select, Context
       some.push_back({.score = jobs[i],
                       .among = Competition(item),
                       .pass = PassesOf(score).score,
-                      .parts = parts,
-                      .bounds = &bounds[(i - at) * score.kv_heads],
-                      .candidates = &candidates[(i - at) * score.kv_heads * parts],
+                      .parts = PartsOf(jobs[i], chunks, threads),
                       .selection = item.selection,
                       .stride = select.selection_stride});
+      parts += some.back().parts;
+    }
+    std::vector<float> bounds(some.size() * score.kv_heads);
+    std::vector<Candidates> candidates(parts * score.kv_heads);
+    float* bound = bounds.data();
+    Candidates* candidate = candidates.data();
+    for (SelectJob& job : some) {
+      job.bounds = std::exchange(bound, bound + score.kv_heads);
+      job.candidates = std::exchange(candidate, candidate + size_t{job.parts} * score.kv_heads);
     }
     SelectItems(some, context);
   }

@@ -5,10 +5,11 @@
 
 #include "kernels/cuda/score_select_find.cuh"
 
-// What a CTA keeps of the tokens that it has scored: all of them in parts of up to kMostKeys, else
-// what reaches a bound. A sample of the row gives the first one (score_select_kernel.cuh). Where
-// the room is full after all, or there was no bound and the first tokens fill it, those go that so
-// many others are ahead of as the row selects, and the last of these is the bound from then on.
+// What a CTA keeps of the tokens that it has scored: all of them in rows whose parts have up to
+// kMostKeys, else what reaches a bound. A sample of the row gives the first one
+// (score_select_sample.cuh). Where the room is full after all, or there was no bound and the first
+// tokens fill it, those go that so many others are ahead of as the row selects, and the last of
+// these is the bound from then on.
 namespace sparsekv::cuda::fused {
 
 using selection::kNoKey;
@@ -57,8 +58,8 @@ __device__ void KeepAll(const Part& part, uint32_t first, const float (&scores)[
   }
 }
 
-// Or those that the bound keeps: of most warps some token, of few lanes. Returns whether the room
-// is full.
+// Or those that the bound keeps: of most warps some token, of few lanes. Returns whether there is
+// no room for more than what warps add until they know.
 template <uint32_t kStride, uint32_t kTokens>
 __device__ bool KeepHigh(const Part& part, uint32_t first, const float (&scores)[kTokens],
                          const Bound& bound, Shared& shared) {

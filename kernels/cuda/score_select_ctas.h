@@ -17,6 +17,7 @@ inline constexpr uint32_t kCandidates = kMostKeys * 4 / 7 / kCutTokens * kCutTok
 // A CTA that has more candidates drops some. There is room for what its 16 warps add until they
 // know, a cut of tokens each.
 inline constexpr uint32_t kFull = kCandidates - 16 * kCutTokens;
+static_assert(kFull % kCutTokens == 0);
 // Selected tokens of a row that has parts of more tokens than kMostKeys, at most; parts are half as
 // long where more than half of that are, so that their candidates have room for most rows.
 inline constexpr uint32_t kMostWanted = kFull - 128;

@@ -77,7 +77,9 @@ struct Candidates {
   uint32_t count;
   bool all;
 
-  __device__ uint32_t Token(Shared& shared, uint32_t i) const { return all ? i : shared.Token(i); }
+  __device__ uint32_t Token(const Shared& shared, uint32_t i) const {
+    return all ? i : shared.Token(i);
+  }
 };
 
 // A place in the order in which tokens are selected: by key, the highest first, and of the same
@@ -123,7 +125,8 @@ __device__ inline void CountKeys(Place low, uint32_t last, uint32_t shift, uint3
 
 // Of the key low.key, the tokens low.rest .. low.rest + last.
 __device__ inline void CountTokens(const Part& part, Place low, uint32_t last, uint32_t shift,
-                                   Candidates candidates, uint32_t* histogram, Shared& shared) {
+                                   Candidates candidates, uint32_t* histogram,
+                                   const Shared& shared) {
   for (uint32_t i = threadIdx.x; i < candidates.count; i += kThreads) {
     if (shared.keys[i] != low.key) continue;
     const uint32_t above = RestOf(part, candidates.Token(shared, i)) - low.rest;
@@ -203,9 +206,9 @@ struct Selected {
   bool found;       // there are as many as are wanted
 };
 
-// The `want` first of the team's candidates and, as it happens, some that follow: `most` in all. No
-// two places are the same, so that most = want ends too. When it is over the other CTAs may still
-// read this one's histograms.
+// The `want` first of the team's candidates and, as it happens, some that follow: `most` in all;
+// not found, in none of the CTAs, where there are fewer. No two places are the same, so that most =
+// want ends too. When it is over the other CTAs may still read this one's histograms.
 template <typename Team>
 __device__ Selected Search(const Team& team, const Part& part, Candidates candidates, uint32_t want,
                            uint32_t most, Shared& shared) {

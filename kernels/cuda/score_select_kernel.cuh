@@ -9,14 +9,15 @@
 #include "kernels/cuda/score_select_row.cuh"
 #include "kernels/cuda/score_select_sample.cuh"
 #include "kernels/cuda/score_select_unit.cuh"
+#include "kernels/cuda/select_write.cuh"
 
 // Scores of label pages and the selection among them, in one kernel. Bound by the labels' bytes:
 // LabelBytes in per token and KV head; scores go nowhere.
 //
 // A row (a KV head of an item) has one CTA, or a cluster of up to 16 where there are few rows, each
 // with an equal part: so many that all CTAs of the device are at work, and once if possible. A
-// sample says how high the last selected score will be about (score_select_sample.cuh). A warp's
-// unit of work is a cut of 128 tokens; labels of the cuts that come next are on their way to L2
+// sample says how high the last selected score will be about (score_select_sample.cuh). A warp
+// takes a cut of 128 tokens at a time; labels of the cuts that come next are on their way to L2
 // meanwhile. What may be selected is kept in shared memory
 // (score_select_candidates.cuh), so that no CTA waits for another one while it scores. Then the
 // cluster finds the last selected candidate (score_select_find.cuh), and each CTA lists what it has
@@ -128,21 +129,21 @@ __device__ inline void MarkSelected(const Part& part, Place last, Candidates can
 }
 
 // Writes the part's selected tokens, in order. A thread has those of some words that follow each
-// other: of most, few. An odd number, so that a warp's loads are of different banks.
+// other: an odd number, so that a warp's loads are of different banks.
 __device__ inline void WriteSelected(const Part& part, const Selected& selected,
                                      Candidates candidates, Shared& shared) {
   MarkSelected(part, selected.last, candidates, shared);
   const uint32_t words = part.tokens / kWarpThreads;
   const uint32_t of_thread = (words + kThreads - 1) / kThreads | 1;
-  const uint32_t first = min(threadIdx.x * of_thread, words), end = min(first + of_thread, words);
+  const uint32_t first = threadIdx.x * of_thread;
+  const auto bits = [&](uint32_t word) { return word < words ? shared.selected[word] : 0; };
   uint32_t count = 0;
-  for (uint32_t word = first; word < end; ++word) count += __popc(shared.selected[word]);
-  uint32_t* to = part.to + selected.before + RunningSum(count, shared.totals).before;
-  for (uint32_t word = first; word < end; ++word) {
-    const uint32_t token = part.first + word * kWarpThreads;
-    for (uint32_t bits = shared.selected[word]; bits != 0; bits &= bits - 1) {
-      *to++ = token + __ffs(static_cast<int>(bits)) - 1;
-    }
+  for (uint32_t i = 0; i < of_thread; ++i) count += __popc(bits(first + i));
+  uint32_t at = selected.before + RunningSum(count, shared.totals).before;
+  for (uint32_t i = 0; i < of_thread; ++i) {
+    const uint32_t of_word = bits(first + i);
+    selection::WriteWords(of_word, part.first + (first + i) * kWarpThreads, at, part.to);
+    at += __popc(of_word);
   }
 }
 

@@ -20,6 +20,7 @@ inline constexpr uint32_t kWarps = kThreads / kWarpThreads;
 // CTAs of a multiprocessor: what its shared memory has room for, and 64 registers a thread.
 inline constexpr uint32_t kCtasPerMultiprocessor = 2;
 inline constexpr uint32_t kCutPages = kCutTokens / kBlockTokens;
+inline constexpr uint32_t kSamplePages = kWarps * kCutPages;  // score_select_sample.cuh
 inline constexpr uint32_t kPartPages = kPartTokens / kBlockTokens;
 inline constexpr uint32_t kMostQueryValues = 1280;  // of a row: query heads times channels, codes
 
@@ -68,7 +69,6 @@ struct Part {
   uint32_t end;        // of those that do; 0 when there are none
   uint32_t want;       // how many of the row's are selected
   uint32_t competing;  // tokens of the row
-  uint32_t parts;      // of the row, that are not empty
   bool sampled;        // some part of the row has more tokens than keys are kept of
 };
 
@@ -84,8 +84,8 @@ struct Found {
 // Histograms and sums of a round are read by the other CTAs until the next round's barrier.
 struct Shared {
   union {
-    uint32_t keys[kMostKeys];                           // select_threshold.cuh
-    const std::byte* sample_pages[kWarps * kCutPages];  // until there is a bound
+    uint32_t keys[kMostKeys];                     // select_threshold.cuh
+    const std::byte* sample_pages[kSamplePages];  // until there is a bound
   };
   float queries[kMostQueryValues];
   uint32_t histograms[2][selection::kBins];
@@ -100,17 +100,18 @@ struct Shared {
   Found found;
   Part part;  // registers are for the sums
 
-  // Of the candidates whose keys these are: the lower 16 bits of their tokens and the upper 8, both
-  // behind the keys.
-  __device__ uint16_t* lows() { return reinterpret_cast<uint16_t*>(keys + kCandidates); }
-  __device__ uint8_t* highs() { return reinterpret_cast<uint8_t*>(lows() + kCandidates); }
+  // Of candidates behind the keys: the lower 16 bits of their tokens, then the upper 8.
   __device__ void Keep(uint32_t at, uint32_t key, uint32_t token) {
+    auto* lows = reinterpret_cast<uint16_t*>(keys + kCandidates);
+    auto* highs = reinterpret_cast<uint8_t*>(lows + kCandidates);
     keys[at] = key;
-    lows()[at] = static_cast<uint16_t>(token);
-    highs()[at] = static_cast<uint8_t>(token >> 16);
+    lows[at] = static_cast<uint16_t>(token);
+    highs[at] = static_cast<uint8_t>(token >> 16);
   }
-  __device__ uint32_t Token(uint32_t at) {
-    return lows()[at] | static_cast<uint32_t>(highs()[at]) << 16;
+  __device__ uint32_t Token(uint32_t at) const {
+    const auto* lows = reinterpret_cast<const uint16_t*>(keys + kCandidates);
+    const auto* highs = reinterpret_cast<const uint8_t*>(lows + kCandidates);
+    return lows[at] | static_cast<uint32_t>(highs[at]) << 16;
   }
 };
 static_assert(kCandidates - kFull >= kWarps * kCutTokens);
@@ -137,7 +138,6 @@ __device__ inline Part CutRow(const Job& job, const Item& item, uint32_t kv_head
   part.first_query = (uint64_t{item.query} * job.kv_heads + kv_head) * job.group;
   part.kv_head = kv_head;
   part.competing = row_end - kSinkTokens;
-  part.parts = (cuts + cuts_of_part - 1) / cuts_of_part;
   part.sampled = cuts_of_part * kCutTokens > kMostKeys;
   return part;
 }

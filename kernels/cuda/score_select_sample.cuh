@@ -5,23 +5,22 @@
 #include "kernels/cuda/score_select_candidates.cuh"
 #include "kernels/cuda/score_select_unit.cuh"
 
-// What some tokens of a long row, a cut per warp, say of its last selected score: a bound that most
-// probably no fewer tokens reach than are wanted, and few more. Every CTA of the row takes the same
-// sample, so that none waits for another. Where the bound is too high after all, the row is scored
-// again without one; what is selected depends on it in no case.
+// What 32 pages of a long row say of its last selected score: a bound that most probably no fewer
+// tokens reach than are wanted, and few more. Every CTA of the row takes the same sample, so that
+// none waits for another. Where the bound is too high after all, the row is scored again without
+// one; what is selected depends on it in no case.
 namespace sparsekv::cuda::fused {
 
-// The sample's pages, which are on their way to L2 when this returns. The cuts lie apart by equal
-// steps, and all their tokens compete. Complete after a barrier.
+// The sample's pages, which are on their way to L2 when this returns. They lie apart by equal
+// steps, as scores of neighbours are alike, and all their tokens compete. Complete after a barrier.
 __device__ inline void BringSample(const Job& job, const Part& part, Shared& shared) {
   const uint32_t i = threadIdx.x;
-  if (i >= kWarps * kCutPages) return;
-  const uint32_t cuts = (part.competing + kSinkTokens) / kCutTokens;  // whole ones of the row
-  const uint32_t cut = cuts * (2 * (i / kCutPages) + 1) / (2 * kWarps);
+  if (i >= kSamplePages) return;
+  const uint32_t whole = (part.competing + kSinkTokens) / kBlockTokens;  // pages of the row
   const auto* pages =
       reinterpret_cast<const unsigned long long*>(part.pages) - part.first / kBlockTokens;
   const auto* labels =
-      reinterpret_cast<const std::byte*>(__ldg(pages + cut * kCutPages + i % kCutPages));
+      reinterpret_cast<const std::byte*>(__ldg(pages + whole * (2 * i + 1) / (2 * kSamplePages)));
   shared.sample_pages[i] = labels + part.page_offset;
 #pragma unroll 1
   for (uint32_t line = 0; line < job.lines; ++line) {
@@ -29,19 +28,17 @@ __device__ inline void BringSample(const Job& job, const Part& part, Shared& sha
   }
 }
 
-// Of every thread's value, by all threads of the CTA. `totals`: one per warp; those of the call
-// before may still be read.
-__device__ inline uint32_t SumOfCta(uint32_t value, uint32_t* totals) {
-  const uint32_t of_warp = __reduce_add_sync(kWholeWarp, value);
-  if (LaneId() == 0) totals[WarpId()] = of_warp;
+// The sum or the highest of every thread's value, by all threads of the CTA. `totals`: one per
+// warp; those of the call before may still be read.
+template <bool kHighest>
+__device__ uint32_t OfCta(uint32_t value, uint32_t* totals) {
+  const auto of_warp = [](uint32_t of) {
+    return kHighest ? __reduce_max_sync(kWholeWarp, of) : __reduce_add_sync(kWholeWarp, of);
+  };
+  value = of_warp(value);
+  if (LaneId() == 0) totals[WarpId()] = value;
   __syncthreads();
-  return __reduce_add_sync(kWholeWarp, LaneId() < kWarps ? totals[LaneId()] : 0);
-}
-__device__ inline uint32_t HighestOfCta(uint32_t value, uint32_t* totals) {
-  const uint32_t of_warp = __reduce_max_sync(kWholeWarp, value);
-  if (LaneId() == 0) totals[WarpId()] = of_warp;
-  __syncthreads();
-  return __reduce_max_sync(kWholeWarp, LaneId() < kWarps ? totals[LaneId()] : 0);
+  return of_warp(LaneId() < kWarps ? totals[LaneId()] : 0);
 }
 
 // A key that no less than `rank` of the CTA's keys reach, and no more than `most` but for equal
@@ -53,8 +50,7 @@ __device__ uint32_t KeyOfRank(uint32_t rank, uint32_t most, const uint32_t (&key
 #pragma unroll
   for (uint32_t i = 0; i < kKeys; ++i) highest = max(highest, keys[i]);
   // Which enough reach, and too few.
-  uint32_t low = 0, high = HighestOfCta(highest, shared.totals);
-  if (high < ~0u) ++high;
+  uint32_t low = 0, high = OfCta<true>(highest, shared.totals) + 1;  // keys end before the last
   // Four octaves below the highest, a good guess to begin with: an exponent's lowest bit is 23.
   constexpr uint32_t kOctaves = 4 << 23;
   uint32_t middle = high > kOctaves ? high - kOctaves : high / 2;
@@ -62,7 +58,7 @@ __device__ uint32_t KeyOfRank(uint32_t rank, uint32_t most, const uint32_t (&key
     uint32_t count = 0;
 #pragma unroll
     for (uint32_t i = 0; i < kKeys; ++i) count += keys[i] >= middle ? 1 : 0;
-    count = SumOfCta(count, shared.totals + round % 2 * kWarps);
+    count = OfCta<false>(count, shared.totals + round % 2 * kWarps);
     if (count < rank) {
       high = middle;
     } else {
@@ -74,8 +70,8 @@ __device__ uint32_t KeyOfRank(uint32_t rank, uint32_t most, const uint32_t (&key
   return low;
 }
 
-// By the whole CTA, of a row with parts of more tokens than keys are kept of. None where the scores
-// of the sample are no numbers.
+// By the whole CTA, of a row with parts of more tokens than keys are kept of. None where too few of
+// the sample's scores are numbers.
 template <typename Scorer>
 __device__ Bound SampleBound(const Job& job, const Part& part, const Scorer& scorer,
                              Shared& shared) {
@@ -91,10 +87,10 @@ __device__ Bound SampleBound(const Job& job, const Part& part, const Scorer& sco
       keys[i * kTokens + t] = selection::KeyOf(__float_as_uint(pooled.scores[t]));
     }
   }
-  // As many of the sample as are expected, and four standard deviations.
+  // As many of the sample as are expected, and six standard deviations of independent tokens.
   constexpr uint32_t kSample = kWarps * kCutTokens;
   const float expected = static_cast<float>(part.want) * kSample / part.competing;
-  const auto rank = static_cast<uint32_t>(expected + 4 * __fsqrt_rn(expected)) + 8;
+  const auto rank = static_cast<uint32_t>(expected + 6 * __fsqrt_rn(expected)) + 8;
   const uint32_t key = KeyOfRank(rank, rank + rank / 8, keys, shared);
   return key > selection::kNanKey ? BoundOf({key, 0}) : Bound{};
 }

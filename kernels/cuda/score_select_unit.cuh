@@ -13,8 +13,8 @@ inline constexpr uint32_t kMostHeads = 8;
 // Rounds of cuts that labels are asked for ahead of the one in work: page tables of a large memory
 // are slow, and a warp has few registers for loads.
 inline constexpr uint32_t kRoundsAhead = 2;
-// Pages whose labels are asked for before the query is there.
-inline constexpr uint32_t kFirstPages = 48;
+// Pages whose labels are asked for before the query is there: those of the rounds before.
+inline constexpr uint32_t kFirstPages = kRoundsAhead * kWarps * kCutPages;
 
 // In every second round of cuts asks L2 for the labels of two that come, of `cuts` in all. `lines`:
 // of a page.
