@@ -19,7 +19,7 @@ export LC_ALL=C
 declare -A limits=([a]=15 [b]=70 [c]=90 [d]=100 [e]=60 [f]=75 [g]=90 [h]=40)
 # Under memcheck a kernel takes some 50 times as long. Left out: what runs many or large steps, and
 # slices that one kernel stops while another runs.
-memcheck_filter='*-*10000Steps*:*LargeTables*:*LongRow*:*DrawsFollow*:*InChunks*:*InABatch*:*OverSeveralBlocks*:*Stop*:*HasBegun*'
+memcheck_filter='*-*10000Steps*:*LargeTables*:*LongRow*:*PartsOfMore*:*DrawsFollow*:*InChunks*:*InABatch*:*OverSeveralBlocks*:*Stop*:*HasBegun*'
 decode=(--shape llama-3.1-8b --layers 4 --context 32768 --batch 1 --budget 2048 --hot-rows 4096
         --predict 'off,on')
 # Tokens whose logits lead by 0.1 at least on the cpu, so that rounding does not choose another.
