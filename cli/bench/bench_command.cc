@@ -29,7 +29,7 @@ void AddLabels(CLI::App* sub, uint32_t most, BenchLabels* labels) {
       ->check(CLI::IsMember({"bf16", "int8", "int4", "int2"}))
       ->default_str("bf16");
   sub->add_option("--label-channels", labels->channels,
-                  "channels of a label, per KV head (default: head_dim / 16)")
+                  "of a label, per KV head (default: head_dim / 4 codes, head_dim / 16 of bf16)")
       ->check(CLI::Range(1u, most));
 }
 

@@ -10,10 +10,10 @@ namespace sparsekv {
 // The labels of a bench's cases: `--label-format`, `--label-channels`.
 struct BenchLabels {
   LabelFormat format = LabelFormat::kBf16;
-  uint32_t channels = 0;  // per KV head; 0 = the default for the head_dim
+  uint32_t channels = 0;  // per KV head; 0 = the default for head_dim and format
 
   uint32_t Channels(uint32_t head_dim) const {
-    return channels ? channels : ChannelConfig::DefaultChannels(head_dim);
+    return channels ? channels : ChannelConfig::DefaultChannels(head_dim, format);
   }
   // Of one token and KV head.
   double Bytes(uint32_t head_dim) const {
