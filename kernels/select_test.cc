@@ -341,6 +341,16 @@ TEST_P(ScoreThenSelectTest, AnyShape) {
   }
 }
 
+TEST_P(ScoreThenSelectTest, NoItems) {
+  const ScoreLabelsArgs score{.kv_heads = 2, .group = 1, .head_dim = 64};
+  const SelectArgs select{.kv_heads = 2};
+  InStep(backend(), StepKind::kDecode, [&] {
+    backend().ScoreLabels(score);
+    backend().Select(select);
+    backend().ScoreSelect(score, select);
+  });
+}
+
 // What is selected may end or begin where parts, pages and words of bits do.
 TEST_P(ScoreThenSelectTest, EveryLengthAroundAPart) {
   Random random(52);
