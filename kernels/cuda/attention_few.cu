@@ -14,9 +14,9 @@
 namespace sparsekv::cuda {
 namespace {
 
-// Units of one item that are wanted, over all KV heads: four times the multiprocessors of a large
-// device. What is more costs memory for partial results and evens out little.
-constexpr uint32_t kItemUnits = 512;
+// Units of one item that are wanted, over all KV heads: as many as a large device has CTAs. What is
+// more costs time for partial results and evens out little.
+constexpr uint32_t kItemUnits = 384;
 constexpr uint32_t kSplitStep = 64;  // entries: a tile of each warp
 // Shorter splits cost more to merge than they gain.
 constexpr uint32_t kLeastSplit = 128;
@@ -74,8 +74,8 @@ FewCall CallOf(const AttendArgs& args, const std::vector<FewItem>& items, Tape& 
   call.items = tape.Params(items);
   call.first_units = tape.Params(first_units);
   // The step's parameters come anew before every step: tickets there begin at zero.
-  call.tickets = const_cast<uint32_t*>(
-      tape.Params(std::vector<uint32_t>(items.size() * args.kv_heads * call.passes)));
+  call.tickets =
+      const_cast<uint32_t*>(tape.Params(std::vector<uint32_t>(items.size() * args.kv_heads)));
   // A power of two, so that a graph's scratch seldom moves as lists grow.
   const size_t unit_bytes = call.pass_heads * (args.head_dim + kTail) * sizeof(float);
   call.partials = reinterpret_cast<float*>(

@@ -13,8 +13,8 @@
 // group. Units are numbered over the whole call; a CTA takes a run of them. The warps of a CTA
 // share a unit's rows, and each has a result of its own: per query head the highest score, the sum
 // of the weights and the weighted sum of the values, unnormalised. FinishUnit merges those in the
-// order of the warps, and the splits in their order, done by whichever CTA finishes the last of
-// them. Scores are in powers of two: exp(scale * dot) = exp2(score).
+// order of the warps, FinishList the splits in their order, done by whichever CTA finishes the last
+// of them. Scores are in powers of two: exp(scale * dot) = exp2(score).
 namespace sparsekv::cuda {
 namespace {
 
@@ -41,7 +41,7 @@ struct FewCall {
   float* out;
   const FewItem* items;
   const uint32_t* first_units;  // [item_count + 1]
-  uint32_t* tickets;            // [item_count, kv_heads, passes], zero before the call
+  uint32_t* tickets;            // [item_count, kv_heads] units done, zero before the call
   float* partials;              // [units, pass_heads, head_dim + kTail]
   uint32_t item_count;
   uint32_t kv_heads;
@@ -73,6 +73,9 @@ struct Place {
     if (++head < call.kv_heads) return;
     head = 0;
     ++item;
+  }
+  __device__ bool SameList(const Place& other) const {
+    return item == other.item && head == other.head;
   }
   __device__ uint32_t Heads(const FewCall& call) const {
     return min(call.group - pass * kPassHeads, kPassHeads);
@@ -190,7 +193,7 @@ __device__ inline void WeighSplits(const float* tails, uint32_t step, uint32_t s
 }
 
 // Merges results of `splits` splits, `step` floats from one to the next, to the output. `weights`:
-// shared, [pass_heads, kMostSplits].
+// shared, [pass_heads, kMostSplits]. Ends with a barrier.
 template <uint32_t kWarps>
 __device__ void MergeSplits(const FewCall& call, const float* partials, uint32_t step,
                             uint32_t splits, uint32_t heads, float2* weights, float* out) {
@@ -211,45 +214,54 @@ __device__ void MergeSplits(const FewCall& call, const float* partials, uint32_t
     }
     *reinterpret_cast<float4*>(out + head * call.head_dim + c) = sum;
   }
+  __syncthreads();
 }
 
-// Whether this CTA is the last to come here of all that have a split of the same list; what the
-// others wrote before is seen by it then.
-__device__ inline bool IsLastOfList(const FewCall& call, const Place& place, uint32_t splits) {
-  __shared__ uint32_t came_before;
-  __syncthreads();
+// Whether this CTA is the last to come here of all that have units of the place's list, `done` of
+// which it has done itself; what the others wrote before is seen by it then.
+__device__ inline bool IsLastOfList(const FewCall& call, const Place& place, uint32_t done,
+                                    uint32_t units) {
+  __shared__ uint32_t done_before;
   if (threadIdx.x == 0) {
     // With the barriers before and after, this orders what the whole CTA wrote and reads.
-    const uint32_t list = (place.item * call.kv_heads + place.head) * call.passes + place.pass;
-    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
-                 : "=r"(came_before)
-                 : "l"(call.tickets + list)
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;"
+                 : "=r"(done_before)
+                 : "l"(call.tickets + place.item * call.kv_heads + place.head), "r"(done)
                  : "memory");
   }
   __syncthreads();
-  return came_before == splits - 1;
+  return done_before + done == units;
 }
 
 // By the whole CTA, when each of its warps has written its results of the unit to `results`, shared
 // memory of ResultBytes(). They may be overwritten after.
 template <uint32_t kWarps>
-__device__ void FinishUnit(const FewCall& call, const Place& place, uint32_t unit, float* results) {
-  const uint32_t splits = call.items[place.item].splits, heads = place.Heads(call);
-  float* out = call.out + place.Offset(call, call.items[place.item].token);
+__device__ void FinishUnit(const FewCall& call, const Place& place, uint32_t unit,
+                           const float* results) {
+  const FewItem& item = call.items[place.item];
+  const bool whole = item.splits == 1;
+  float* partial = call.partials + uint64_t{unit} * call.pass_heads * call.ResultFloats();
+  __syncthreads();
+  MergeWarps<kWarps>(call, results, place.Heads(call), whole,
+                     whole ? call.out + place.Offset(call, item.token) : partial);
+  __syncthreads();
+}
+
+// By the whole CTA, after the last of the `done` units that it has in a row of one list. `results`
+// is overwritten.
+template <uint32_t kWarps>
+__device__ void FinishList(const FewCall& call, Place place, uint32_t done, float* results) {
+  const FewItem& item = call.items[place.item];
+  const uint32_t units = item.splits * call.passes;
+  if (item.splits == 1 || !IsLastOfList(call, place, done, units)) return;
   const uint32_t unit_floats = call.pass_heads * call.ResultFloats();
-  __syncthreads();
-  if (splits == 1) {
-    MergeWarps<kWarps>(call, results, heads, true, out);
-  } else {
-    float* partial = call.partials + uint64_t{unit} * unit_floats;
-    MergeWarps<kWarps>(call, results, heads, false, partial);
-    if (IsLastOfList(call, place, splits)) {
-      const float* first = partial - uint64_t{place.split} * call.passes * unit_floats;
-      MergeSplits<kWarps>(call, first, call.passes * unit_floats, splits, heads,
-                          reinterpret_cast<float2*>(results), out);
-    }
+  const float* partials =
+      call.partials + (call.first_units[place.item] + uint64_t{place.head} * units) * unit_floats;
+  for (place.pass = 0; place.pass < call.passes; ++place.pass, partials += unit_floats) {
+    MergeSplits<kWarps>(call, partials, call.passes * unit_floats, item.splits, place.Heads(call),
+                        reinterpret_cast<float2*>(results),
+                        call.out + place.Offset(call, item.token));
   }
-  __syncthreads();
 }
 
 constexpr size_t ResultBytes(uint32_t warps, uint32_t pass_heads, uint32_t head_dim) {

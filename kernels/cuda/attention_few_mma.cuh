@@ -367,7 +367,7 @@ __global__ void __launch_bounds__(FewShape<kHeadDim>::kWarps* kWarp, 3) AttendFe
   RowFeed<kHeadDim> feed(call, place, share.count, ring);
   HeadsOfWarp<T, kHeadDim> heads;
   const float* loaded = nullptr;
-  uint32_t stage = 0;
+  uint32_t stage = 0, done = 0;  // units of the list
   for (uint32_t unit = share.first; unit < share.first + share.count; ++unit) {
     const FewItem& item = call.items[place.item];
     const uint32_t entries = SplitEntries(item, place.split), used = place.Heads(call);
@@ -389,7 +389,12 @@ __global__ void __launch_bounds__(FewShape<kHeadDim>::kWarps* kWarp, 3) AttendFe
     }
     heads.Store(results + warp * call.pass_heads * (kHeadDim + kTail), used);
     FinishUnit<Shape::kWarps>(call, place, unit, results);
+    const Place of_list = place;
     place.Advance(call, item.splits);
+    ++done;
+    if (unit + 1 < share.first + share.count && place.SameList(of_list)) continue;
+    FinishList<Shape::kWarps>(call, of_list, done, results);
+    done = 0;
   }
 }
 

@@ -159,6 +159,7 @@ __global__ void __launch_bounds__(kPlainWarps* kWarp) AttendFewPlain(FewCall cal
   Place place = PlaceOf(call, share.first);
   const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   PlainHeads<T> heads(query, weights[warp], call.head_dim, call.scale);
+  uint32_t done = 0;  // units of the list
   for (uint32_t unit = share.first; unit < share.first + share.count; ++unit) {
     const FewItem& item = call.items[place.item];
     const uint32_t entries = SplitEntries(item, place.split), used = place.Heads(call);
@@ -179,7 +180,12 @@ __global__ void __launch_bounds__(kPlainWarps* kWarp) AttendFewPlain(FewCall cal
     }
     heads.Store(results + warp * call.pass_heads * call.ResultFloats());
     FinishUnit<kPlainWarps>(call, place, unit, results);
+    const Place of_list = place;
     place.Advance(call, item.splits);
+    ++done;
+    if (unit + 1 < share.first + share.count && place.SameList(of_list)) continue;
+    FinishList<kPlainWarps>(call, of_list, done, results);
+    done = 0;
   }
 }
 

@@ -31,22 +31,64 @@ struct PlainScorer {
 
   __device__ static uint32_t Lines(const Job& job) { return kWhole ? kChannels : job.lines; }
 
-  // The lane's tokens in the page. They are read once.
+  // The labels of the unit that is scored next, of all channels at once.
+  struct Ahead {
+    Labels labels[kChannels];
+  };
+
+  // The lane's tokens in the page. They are read once. The compiler may not move this to where the
+  // labels are used.
   __device__ static Labels Load(const std::byte* page, uint32_t channel) {
-    const auto* labels = reinterpret_cast<const Labels*>(page + channel * scoring::kChannelBytes);
-    return __ldcs(labels + LaneId() % Unit<kTokens>::kPageLanes);
+    const auto* from = reinterpret_cast<const Labels*>(page + channel * scoring::kChannelBytes) +
+                       LaneId() % Unit<kTokens>::kPageLanes;
+    Labels labels;
+    if constexpr (kTokens == 4) {
+      asm volatile("ld.global.cs.v2.u32 {%0, %1}, [%2];"
+                   : "=r"(labels.x), "=r"(labels.y)
+                   : "l"(from));
+    } else {
+      asm volatile("ld.global.cs.u32 %0, [%1];" : "=r"(labels) : "l"(from));
+    }
+    return labels;
   }
 
-  __device__ void Score(const Job& job, const std::byte* const* pages, const Shared& shared,
-                        Pooled<kTokens>& pooled) const {
-    const std::byte* page = Unit<kTokens>::Page(pages);
-    const uint32_t channels = kWhole ? kChannels : job.channels;
+  __device__ void Begin(const std::byte* const* pages, Ahead& ahead) const {
+    if constexpr (kWhole) {
+#pragma unroll
+      for (uint32_t i = 0; i < kChannels; ++i) {
+        ahead.labels[i] = Load(Unit<kTokens>::Page(pages), i);
+      }
+    }
+  }
+
+  __device__ void Score(const Job& job, const std::byte* const* pages, const std::byte* const* next,
+                        Ahead& ahead, const Shared& shared, Pooled<kTokens>& pooled) const {
     const auto* query = reinterpret_cast<const scoring::HeadValues<kHeads>*>(shared.queries);
+    if constexpr (kWhole) {
+      const std::byte* next_page = Unit<kTokens>::Page(next);
+      float sums[kHeads][kTokens] = {};
+#pragma unroll
+      for (uint32_t i = 0; i < kChannels; ++i) {
+        float wide[kTokens];
+        scoring::Widen(ahead.labels[i], wide);
+        ahead.labels[i] = Load(next_page, i);
+        scoring::AddChannel<kHeads>(wide, query[i], sums);
+      }
+      pooled.template Add<kHeads>(job, 0, sums);
+    } else {
+      ScoreInBlocks(job, Unit<kTokens>::Page(pages), query, pooled);
+    }
+  }
+
+  // Of more query heads or channels than registers are for.
+  __device__ void ScoreInBlocks(const Job& job, const std::byte* page,
+                                const scoring::HeadValues<kHeads>* query,
+                                Pooled<kTokens>& pooled) const {
 #pragma unroll 1
-    for (uint32_t block = 0; block < (kWhole ? 1 : job.group); block += kHeads) {
+    for (uint32_t block = 0; block < job.group; block += kHeads) {
       float sums[kHeads][kTokens] = {};
 #pragma unroll 1
-      for (uint32_t c = 0; c < channels; c += kChannels, query += kChannels) {
+      for (uint32_t c = 0; c < job.channels; c += kChannels, query += kChannels) {
         Labels labels[kChannels];
 #pragma unroll
         for (uint32_t i = 0; i < kChannels; ++i) labels[i] = Load(page, c + i);

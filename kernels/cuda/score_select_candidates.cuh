@@ -14,8 +14,8 @@ namespace sparsekv::cuda::fused {
 
 using selection::kNoKey;
 
-// The place that is kept last and its score, minus infinity where that is not a number; none:
-// everything is kept.
+// The place that is kept last, and the score that tokens reach which reach the place; NaN where
+// scores alone do not say. None: everything is kept.
 struct Bound {
   Place place = {kNoKey, 0};
   float score = 0;
@@ -26,7 +26,7 @@ struct Bound {
 __device__ inline Bound BoundOf(Place place) {
   const uint32_t bits = place.key >> 31 ? place.key ^ 0x80000000u : ~place.key;
   const bool number = place.key >= selection::KeyOfNumber(-INFINITY);
-  return {place, number ? __uint_as_float(bits) : -INFINITY};
+  return {place, number && place.rest == 0 ? __uint_as_float(bits) : NAN};
 }
 
 // Of a lane's scores, of tokens first, first + kStride and so on: all of them, and counts their
@@ -58,28 +58,54 @@ __device__ void KeepAll(const Part& part, uint32_t first, const float (&scores)[
   }
 }
 
-// Or those that the bound keeps: of most warps some token, of few lanes. Returns whether there is
-// no room for more than what warps add until they know.
+// Which of a lane's tokens are kept, a bit each.
 template <uint32_t kStride, uint32_t kTokens>
-__device__ bool KeepHigh(const Part& part, uint32_t first, const float (&scores)[kTokens],
-                         const Bound& bound, Shared& shared) {
-  uint32_t high = 0;  // a bit each
+__device__ uint32_t Kept(const Part& part, uint32_t first, const float (&scores)[kTokens],
+                         const Bound& bound) {
+  uint32_t kept = 0;
+  if (!AtAnEnd(part, first) && !isnan(bound.score)) {
 #pragma unroll
-  for (uint32_t t = 0; t < kTokens; ++t) high |= scores[t] < bound.score ? 0 : 1u << t;
-  if (high == 0) return false;
-  const auto key = [&](uint32_t t) { return selection::KeyOf(__float_as_uint(scores[t])); };
+    for (uint32_t t = 0; t < kTokens; ++t) kept |= scores[t] >= bound.score ? 1u << t : 0;
+    return kept;
+  }
 #pragma unroll
   for (uint32_t t = 0; t < kTokens; ++t) {
     const uint32_t token = first + t * kStride;
-    const bool kept = Competes(part, token) && Reaches(part, key(t), token, bound.place);
-    high &= kept ? ~0u : ~(1u << t);
+    const uint32_t key = selection::KeyOf(__float_as_uint(scores[t]));
+    const bool keeps = Competes(part, token) && Reaches(part, key, token, bound.place);
+    kept |= keeps ? 1u << t : 0;
   }
-  uint32_t at = atomicAdd(&shared.candidates, __popc(high));
+  return kept;
+}
+
+// Or those that the bound keeps: of most warps some token, of few lanes, seldom two of one. So each
+// lane gives one at a time. By a whole warp; returns whether there is no room for more than what
+// warps add until they know.
+template <uint32_t kStride, uint32_t kTokens>
+__device__ bool KeepHigh(const Part& part, uint32_t first, const float (&scores)[kTokens],
+                         const Bound& bound, Shared& shared) {
+  uint32_t kept = Kept<kStride>(part, first, scores, bound);
+  uint32_t count = 0;
+  while (const uint32_t lanes = __ballot_sync(kWholeWarp, kept != 0)) {
+    if (LaneId() == 0) count = atomicAdd(&shared.candidates, __popc(lanes));
+    count = __shfl_sync(kWholeWarp, count, 0);
+    if (kept != 0) {
+      // The lane's first: chosen from the registers, as they have no addresses.
+      uint32_t token = first + (kTokens - 1) * kStride;
+      float score = scores[kTokens - 1];
 #pragma unroll
-  for (uint32_t t = 0; t < kTokens; ++t) {
-    if (high >> t & 1) shared.Keep(at++, key(t), first + t * kStride);
+      for (uint32_t t = kTokens - 1; t-- > 0;) {
+        if ((kept >> t & 1) == 0) continue;
+        token = first + t * kStride;
+        score = scores[t];
+      }
+      const uint32_t at = count + __popc(lanes & LanesBefore());
+      shared.Keep(at, selection::KeyOf(__float_as_uint(score)), token);
+    }
+    kept &= kept - 1;
+    count += __popc(lanes);
   }
-  return at > kFull;
+  return count > kFull;
 }
 
 // Moves the candidates that reach the place to the front, in any order, and sets shared.candidates.

@@ -25,23 +25,27 @@
 //
 // A Scorer has kTokens of a lane, kStride from one to the next (1, or 32 where neighbours are other
 // lanes'), Lines(job), the 128-byte lines of a page's labels, and Score, which pools the scores of
-// the lane's tokens in a unit of the given pages. It is made by the CTA, and gathers the part's
-// queries then.
+// the lane's tokens in a unit of the given pages; meanwhile it may load what it needs of the next
+// ones to Ahead, as Begin does for the first. It is made by the CTA, and gathers the part's queries
+// then.
 namespace sparsekv::cuda::fused {
 
-// Scores the cut and keeps all its tokens, or what reaches the bound. Returns whether the room is
-// full.
+// Scores the cut and keeps all its tokens, or what reaches the bound. `next`: the cut after it.
+// Returns whether the room is full.
 template <typename Scorer>
 __device__ bool ScoreCut(const Job& job, const Part& part, const Scorer& scorer, uint32_t cut,
-                         const Bound& bound, Shared& shared) {
+                         uint32_t next, const Bound& bound, typename Scorer::Ahead& ahead,
+                         Shared& shared) {
   constexpr uint32_t kStride = Scorer::kStride;
   using U = Unit<Scorer::kTokens>;
   bool full = false;
 #pragma unroll
   for (uint32_t i = 0; i < U::kOfCut; ++i) {
     const uint32_t unit = cut * U::kOfCut + i;
+    const uint32_t next_unit = i + 1 < U::kOfCut ? unit + 1 : next * U::kOfCut;
     Pooled<Scorer::kTokens> pooled;
-    scorer.Score(job, shared.pages + unit * U::kPages, shared, pooled);
+    scorer.Score(job, shared.pages + unit * U::kPages, shared.pages + next_unit * U::kPages, ahead,
+                 shared, pooled);
     const uint32_t first = unit * U::kUnitTokens + U::OfLane(kStride);
     if (bound.none()) {
       KeepAll<kStride>(part, first, pooled.scores, shared);
@@ -49,7 +53,7 @@ __device__ bool ScoreCut(const Job& job, const Part& part, const Scorer& scorer,
       full |= KeepHigh<kStride>(part, first, pooled.scores, bound, shared);
     }
   }
-  return __any_sync(kWholeWarp, full);
+  return full;
 }
 
 // Scores the warp's cuts from `cut` on that begin before token `end` of the part, until the room is
@@ -57,11 +61,16 @@ __device__ bool ScoreCut(const Job& job, const Part& part, const Scorer& scorer,
 template <typename Scorer>
 __device__ uint32_t ScoreCuts(const Job& job, const Part& part, const Scorer& scorer, uint32_t cut,
                               uint32_t end, const Bound& bound, Shared& shared) {
+  const uint32_t cuts = end / kCutTokens;
+  if (cut >= cuts) return cut;
+  typename Scorer::Ahead ahead;
+  scorer.Begin(shared.pages + cut * kCutPages, ahead);
   bool full = false;
 #pragma unroll 1
-  for (; cut < end / kCutTokens && !full; cut += kWarps) {
+  for (; cut < cuts && !full; cut += kWarps) {
     AskAhead(cut, part.tokens / kCutTokens, Scorer::Lines(job), shared);
-    full = ScoreCut(job, part, scorer, cut, bound, shared);
+    const uint32_t next = cut + kWarps < cuts ? cut + kWarps : cut;
+    full = ScoreCut(job, part, scorer, cut, next, bound, ahead, shared);
   }
   return cut;
 }

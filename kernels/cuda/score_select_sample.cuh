@@ -78,10 +78,14 @@ __device__ Bound SampleBound(const Job& job, const Part& part, const Scorer& sco
   constexpr uint32_t kTokens = Scorer::kTokens;
   using U = Unit<kTokens>;
   uint32_t keys[kCutTokens / kWarpThreads];
+  const auto* pages = shared.sample_pages + WarpId() * kCutPages;
+  typename Scorer::Ahead ahead;
+  scorer.Begin(pages, ahead);
 #pragma unroll
   for (uint32_t i = 0; i < U::kOfCut; ++i) {
     Pooled<kTokens> pooled;
-    scorer.Score(job, shared.sample_pages + WarpId() * kCutPages + i * U::kPages, shared, pooled);
+    const uint32_t next = min(i + 1, U::kOfCut - 1);
+    scorer.Score(job, pages + i * U::kPages, pages + next * U::kPages, ahead, shared, pooled);
 #pragma unroll
     for (uint32_t t = 0; t < kTokens; ++t) {
       keys[i * kTokens + t] = selection::KeyOf(__float_as_uint(pooled.scores[t]));
