@@ -14,9 +14,9 @@
 namespace sparsekv::cuda {
 namespace {
 
-// Units of one item that are wanted, over all KV heads: as many as a large device has CTAs. What is
-// more costs time for partial results and evens out little.
-constexpr uint32_t kItemUnits = 384;
+// Units of one item that are wanted, over all KV heads: twice the multiprocessors of a large
+// device. What is more costs time for partial results and evens out little.
+constexpr uint32_t kItemUnits = 256;
 constexpr uint32_t kSplitStep = 64;  // entries: a tile of each warp
 // Shorter splits cost more to merge than they gain.
 constexpr uint32_t kLeastSplit = 128;
@@ -52,9 +52,24 @@ FewItem ItemOf(const AttendArgs::Item& item, const AttendArgs& args) {
   return few;
 }
 
+// What says that the items' lists are there, where the kernel right before selects them, one for
+// one, and units are easily numbered.
+RowsDone DoneBefore(const AttendArgs& args, const std::vector<FewItem>& items,
+                    const SelectedRows& selected, const Tape& tape) {
+  if (selected.noted != tape.noted() || selected.lane != tape.lane()) return {};
+  if (selected.kv_heads != args.kv_heads || selected.selections.size() != items.size()) return {};
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (items[i].selection != selected.selections[i]) return {};
+    if (items[i].splits != items[0].splits) return {};
+  }
+  return selected.done;
+}
+
 // Everything but the kernel.
-FewCall CallOf(const AttendArgs& args, const std::vector<FewItem>& items, Tape& tape) {
+FewCall CallOf(const AttendArgs& args, const std::vector<FewItem>& items,
+               const SelectedRows& selected, Tape& tape) {
   FewCall call{};
+  call.rows_done = DoneBefore(args, items, selected, tape);
   call.q = args.q;
   call.out = args.out;
   call.item_count = static_cast<uint32_t>(items.size());
@@ -124,7 +139,8 @@ void LaunchOfType(const FewCall& call, Tape& tape) {
 
 }  // namespace
 
-void AttendFew(const AttendArgs& args, std::span<const AttendArgs::Item> items, Tape& tape) {
+void AttendFew(const AttendArgs& args, std::span<const AttendArgs::Item> items,
+               const SelectedRows& selected, Tape& tape) {
   CHECK(args.head_dim % kUnitValues == 0 && args.head_dim <= kMaxHeadDim);
   CHECK(AlignedForVectors(args.q) && AlignedForVectors(args.out));
   for (DType dtype : {DType::kBF16, DType::kF16, DType::kF32}) {
@@ -133,7 +149,7 @@ void AttendFew(const AttendArgs& args, std::span<const AttendArgs::Item> items, 
       if (item.rows.layout->dtype == dtype) same.push_back(ItemOf(item, args));
     }
     if (same.empty()) continue;
-    const FewCall call = CallOf(args, same, tape);
+    const FewCall call = CallOf(args, same, selected, tape);
     WithType(dtype, [&](auto type) { LaunchOfType<decltype(type)>(call, tape); });
   }
 }

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cuda/rows_done.cuh"
 #include "kernels/cuda/tables.cuh"
 
 // Attention of single tokens over long lists of rows: how the work is cut, and how results of the
@@ -10,11 +11,12 @@
 // attention_few_plain.cuh.
 //
 // A unit is one split of the list of one (item, KV head), for up to kPassHeads query heads of its
-// group. Units are numbered over the whole call; a CTA takes a run of them. The warps of a CTA
-// share a unit's rows, and each has a result of its own: per query head the highest score, the sum
-// of the weights and the weighted sum of the values, unnormalised. FinishUnit merges those in the
-// order of the warps, FinishList the splits in their order, done by whichever CTA finishes the last
-// of them. Scores are in powers of two: exp(scale * dot) = exp2(score).
+// group. Units are numbered over the whole call, in the order of the lists or, where the kernel
+// before selects them, in the order in which they are selected; a CTA takes a run of them. The
+// warps of a CTA share a unit's rows, and each has a result of its own: per query head the highest
+// score, the sum of the weights and the weighted sum of the values, unnormalised. FinishUnit merges
+// those in the order of the warps, FinishList the splits in their order, done by whichever CTA
+// finishes the last of them. Scores are in powers of two: exp(scale * dot) = exp2(score).
 namespace sparsekv::cuda {
 namespace {
 
@@ -43,6 +45,7 @@ struct FewCall {
   const uint32_t* first_units;  // [item_count + 1]
   uint32_t* tickets;            // [item_count, kv_heads] units done, zero before the call
   float* partials;              // [units, pass_heads, head_dim + kTail]
+  RowsDone rows_done;           // none: all lists are there, else all have as many splits
   uint32_t item_count;
   uint32_t kv_heads;
   uint32_t group;
@@ -54,28 +57,36 @@ struct FewCall {
 
   __device__ uint32_t ResultFloats() const { return head_dim + kTail; }
 };
-static_assert(sizeof(FewCall) == 80);  // arguments are hashed as bytes: there is no padding
+static_assert(sizeof(FewCall) == 96);  // arguments are hashed as bytes: there is no padding
 
 // Which part a unit is.
 struct Place {
+  uint32_t list;  // in the order of the units
   uint32_t item;
   uint32_t head;
   uint32_t split;
   uint32_t pass;
 
   // To the next unit. The passes over the same rows follow each other, so that later ones find them
-  // in the cache. Past the last unit, item is item_count.
+  // in the cache.
   __device__ void Advance(const FewCall& call, uint32_t splits) {
     if (++pass < call.passes) return;
     pass = 0;
     if (++split < splits) return;
     split = 0;
+    ++list;
     if (++head < call.kv_heads) return;
     head = 0;
     ++item;
   }
-  __device__ bool SameList(const Place& other) const {
-    return item == other.item && head == other.head;
+  // Before a unit that Advance led to: which list it is, once that is known.
+  __device__ void Find(const FewCall& call) {
+    if (call.rows_done.any() && split == 0 && pass == 0) WaitForList(call);
+  }
+  __device__ void WaitForList(const FewCall& call) {
+    const uint32_t row = WaitForRow(call.rows_done, list);
+    item = row / call.kv_heads;
+    head = row % call.kv_heads;
   }
   __device__ uint32_t Heads(const FewCall& call) const {
     return min(call.group - pass * kPassHeads, kPassHeads);
@@ -106,6 +117,15 @@ __device__ inline Share ShareOfCta(const FewCall& call) {
 
 // By the whole CTA together.
 __device__ inline Place PlaceOf(const FewCall& call, uint32_t unit) {
+  if (call.rows_done.any()) {
+    const uint32_t splits = call.items[0].splits;
+    Place place;
+    place.list = unit / call.passes / splits;
+    place.pass = unit % call.passes;
+    place.split = unit / call.passes % splits;
+    place.WaitForList(call);
+    return place;
+  }
   uint32_t begun = 0;  // items that begin at the unit or before
   for (uint32_t base = 0; base < call.item_count; base += blockDim.x) {
     const uint32_t i = base + threadIdx.x;
@@ -118,6 +138,7 @@ __device__ inline Place PlaceOf(const FewCall& call, uint32_t unit) {
   place.pass = within % call.passes;
   place.split = within / call.passes % splits;
   place.head = within / call.passes / splits;
+  place.list = place.item * call.kv_heads + place.head;
   return place;
 }
 
@@ -247,16 +268,17 @@ __device__ void FinishUnit(const FewCall& call, const Place& place, uint32_t uni
   __syncthreads();
 }
 
-// By the whole CTA, after the last of the `done` units that it has in a row of one list. `results`
-// is overwritten.
+// By the whole CTA, after `unit`, the last of the `done` units that it has in a row of one list.
+// `results` is overwritten.
 template <uint32_t kWarps>
-__device__ void FinishList(const FewCall& call, Place place, uint32_t done, float* results) {
+__device__ void FinishList(const FewCall& call, Place place, uint32_t unit, uint32_t done,
+                           float* results) {
   const FewItem& item = call.items[place.item];
   const uint32_t units = item.splits * call.passes;
   if (item.splits == 1 || !IsLastOfList(call, place, done, units)) return;
   const uint32_t unit_floats = call.pass_heads * call.ResultFloats();
-  const float* partials =
-      call.partials + (call.first_units[place.item] + uint64_t{place.head} * units) * unit_floats;
+  const uint32_t first = unit - (place.split * call.passes + place.pass);
+  const float* partials = call.partials + uint64_t{first} * unit_floats;
   for (place.pass = 0; place.pass < call.passes; ++place.pass, partials += unit_floats) {
     MergeSplits<kWarps>(call, partials, call.passes * unit_floats, item.splits, place.Heads(call),
                         reinterpret_cast<float2*>(results),

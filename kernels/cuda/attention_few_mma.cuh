@@ -176,6 +176,7 @@ class RowFeed {
   }
 
   __device__ void OpenUnit() {
+    place_.Find(call_);
     const FewItem& item = call_.items[place_.item];
     entries_ = SplitEntries(item, place_.split);
     first_ = place_.split * item.split_entries;
@@ -358,8 +359,9 @@ __global__ void __launch_bounds__(FewShape<kHeadDim>::kWarps* kWarp, 3) AttendFe
   float* results = reinterpret_cast<float*>(shared + Shape::kWarps * Shape::kRingBytes);
   const Share share = ShareOfCta(call);
   Place place{};
+  const bool early = call.rows_done.any();
   if (share.count > 0) place = PlaceOf(call, share.first);
-  BeginKernel();
+  if (!early) BeginKernel();
   if (share.count == 0) return;
   const uint32_t warp = threadIdx.x / kWarp;
   const uint32_t ring =
@@ -369,6 +371,7 @@ __global__ void __launch_bounds__(FewShape<kHeadDim>::kWarps* kWarp, 3) AttendFe
   const float* loaded = nullptr;
   uint32_t stage = 0, done = 0;  // units of the list
   for (uint32_t unit = share.first; unit < share.first + share.count; ++unit) {
+    if (done == 0 && unit > share.first) place.Find(call);
     const FewItem& item = call.items[place.item];
     const uint32_t entries = SplitEntries(item, place.split), used = place.Heads(call);
     const float* q = call.q + place.Offset(call, item.token);
@@ -392,10 +395,11 @@ __global__ void __launch_bounds__(FewShape<kHeadDim>::kWarps* kWarp, 3) AttendFe
     const Place of_list = place;
     place.Advance(call, item.splits);
     ++done;
-    if (unit + 1 < share.first + share.count && place.SameList(of_list)) continue;
-    FinishList<Shape::kWarps>(call, of_list, done, results);
+    if (unit + 1 < share.first + share.count && place.list == of_list.list) continue;
+    FinishList<Shape::kWarps>(call, of_list, unit, done, results);
     done = 0;
   }
+  if (early) EndKernel();
 }
 
 }  // namespace

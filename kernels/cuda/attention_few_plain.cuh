@@ -161,6 +161,7 @@ __global__ void __launch_bounds__(kPlainWarps* kWarp) AttendFewPlain(FewCall cal
   PlainHeads<T> heads(query, weights[warp], call.head_dim, call.scale);
   uint32_t done = 0;  // units of the list
   for (uint32_t unit = share.first; unit < share.first + share.count; ++unit) {
+    if (done == 0 && unit > share.first) place.Find(call);
     const FewItem& item = call.items[place.item];
     const uint32_t entries = SplitEntries(item, place.split), used = place.Heads(call);
     const float* q = call.q + place.Offset(call, item.token);
@@ -183,8 +184,8 @@ __global__ void __launch_bounds__(kPlainWarps* kWarp) AttendFewPlain(FewCall cal
     const Place of_list = place;
     place.Advance(call, item.splits);
     ++done;
-    if (unit + 1 < share.first + share.count && place.SameList(of_list)) continue;
-    FinishList<kPlainWarps>(call, of_list, done, results);
+    if (unit + 1 < share.first + share.count && place.list == of_list.list) continue;
+    FinishList<kPlainWarps>(call, of_list, unit, done, results);
     done = 0;
   }
 }

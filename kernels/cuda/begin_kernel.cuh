@@ -14,6 +14,14 @@ __device__ inline void BeginKernel() {
 #endif
 }
 
+// Instead, at the end of a kernel that was told piece by piece what it needs of the kernel right
+// before (rows_done.cuh): when it is over, so are all before it.
+__device__ inline void EndKernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" : : : "memory");
+#endif
+}
+
 // The kernel after this one may come: once every CTA has said so or is over. Said by kernels that
 // leave most of the device free, or that are nearly done. CTAs that come while multiprocessors are
 // full are put where there is room first, several on one, and a small kernel's few are then not

@@ -91,7 +91,7 @@ class CudaBackend final : public Backend {
   void Select(const SelectArgs& args) override { Run(cuda::Select, args); }
   void Attend(const AttendArgs& args) override {
     CHECK_EQ(args.window, 0u);
-    Run(cuda::Attend, args);
+    Do([&] { cuda::Attend(args, selected_, tape_); });
   }
   void Extrapolate(const ExtrapolateArgs& args) override { Run(cuda::Extrapolate, args); }
   void ExpandQuery(const ExpandQueryArgs& args) override { Run(cuda::ExpandQuery, args); }
@@ -114,7 +114,7 @@ class CudaBackend final : public Backend {
   void RotateAppend(const RotateAppendArgs& args) override { Run(cuda::RotateAppend, args); }
   void ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select) override {
     Do([&] {
-      if (cuda::ScoreSelect(score, select, tape_)) return;
+      if (cuda::ScoreSelect(score, select, tape_, &selected_)) return;
       cuda::ScoreLabels(score, tape_);
       cuda::Select(select, tape_);
     });
@@ -141,6 +141,7 @@ class CudaBackend final : public Backend {
   std::string name_;
   std::set<std::byte*> pageable_;  // shared without being registered
   cuda::Tape tape_;
+  cuda::SelectedRows selected_;
   cuda::PromptProducts products_;
   cuda::Sampler sampler_;
   bool in_step_ = false;

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/rows_done.h"
 #include "kernels/cuda/tape.h"
 
 // The operations of the CUDA backend, one file per noun. Each notes its kernels on the tape.
@@ -56,9 +57,12 @@ void Select(const SelectArgs& args, Tape& tape);
 // Both in one kernel, the scores never in memory. False, and no kernel noted, where that does not
 // apply: softmax mass, sums of codes, codes of groups over 8 or of too many channels, rows too long
 // (CtasOfRow), a device without clusters or with less shared memory.
-bool ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select, Tape& tape);
+bool ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select, Tape& tape,
+                 SelectedRows* selected);
 // Items of one token: split over their list. Items of more, in kPrompt: tiles of query tokens.
-void Attend(const AttendArgs& args, Tape& tape);
+// `selected`: of the last ScoreSelect; where these are its lists and its kernel is the last one,
+// attention begins before all of them are there.
+void Attend(const AttendArgs& args, const SelectedRows& selected, Tape& tape);
 void Extrapolate(const ExtrapolateArgs& args, Tape& tape);
 void ExpandQuery(const ExpandQueryArgs& args, Tape& tape);
 void Cosine(const CosineArgs& args, Tape& tape);

@@ -105,9 +105,9 @@ struct PlainScorer {
 };
 
 template <uint32_t kHeads>
-bool LaunchHeads(const Job& job, const Work& work, Tape& tape) {
+uint32_t LaunchHeads(const Job& job, const Work& work, Tape& tape) {
   const uint32_t heads = (job.group + kHeads - 1) / kHeads * kHeads;
-  if (heads * job.channels > kMostQueryValues) return false;
+  if (heads * job.channels > kMostQueryValues) return 0;
   if (job.group <= kHeads) {
     if (job.channels == 8) return Launch<PlainScorer<kHeads, 8, true>>(job, work, tape);
     if (job.channels == 4) return Launch<PlainScorer<kHeads, 4, true>>(job, work, tape);
@@ -120,7 +120,8 @@ bool LaunchHeads(const Job& job, const Work& work, Tape& tape) {
 
 }  // namespace
 
-bool ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select, Tape& tape) {
+bool ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select, Tape& tape,
+                 SelectedRows* selected) {
   if (score.pooling == Pooling::kSoftmaxMass || tape.properties().major < 9) return false;
   if (sizeof(Shared) + kMaxGroup * sizeof(float) > tape.properties().sharedMemPerBlockOptin) {
     return false;
@@ -150,10 +151,17 @@ bool ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select, Tape& t
     work.tokens = std::max(work.tokens, scored.tokens);
     work.want = std::max(work.want, selected.count - AlwaysSetSize(selected.tokens));
   }
+  *selected = {.kv_heads = score.kv_heads, .selections = {}, .lane = tape.lane()};
+  for (const SelectArgs::Item& item : select.items) {
+    selected->selections.push_back(item.selection);
+  }
+  // The step's parameters come anew before every step.
+  const std::vector<uint32_t> zeros(RowsDone::Words(work.rows));
+  selected->done.words = const_cast<uint32_t*>(tape.Params(zeros));
   const Job job = {.items = tape.Params(items),
                    .q = score.q,
                    .channel_list = score.channels,
-                   .ctas = 0,
+                   .rows_done = selected->done,
                    .kv_heads = score.kv_heads,
                    .group = score.group,
                    .head_dim = score.head_dim,
@@ -162,11 +170,16 @@ bool ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select, Tape& t
                    .lines = static_cast<uint32_t>(layout.head_stride() / kLineBytes),
                    .pooling = score.pooling,
                    .bits = static_cast<uint8_t>(CodeBits(layout.format)),
-                   .zeros = {}};
-  if (layout.coded()) return LaunchCoded(job, work, tape);
-  if (job.group == 1) return LaunchHeads<1>(job, work, tape);
-  if (job.group <= 4) return LaunchHeads<4>(job, work, tape);
-  return LaunchHeads<kMostHeads>(job, work, tape);
+                   .zeros = {},
+                   .zero = 0};
+  selected->done.ctas = [&] {
+    if (layout.coded()) return LaunchCoded(job, work, tape);
+    if (job.group == 1) return LaunchHeads<1>(job, work, tape);
+    if (job.group <= 4) return LaunchHeads<4>(job, work, tape);
+    return LaunchHeads<kMostHeads>(job, work, tape);
+  }();
+  selected->noted = tape.noted();
+  return selected->done.ctas > 0;
 }
 
 }  // namespace sparsekv::cuda

@@ -143,12 +143,14 @@ __device__ inline void MoveToFront(const Part& part, Place place, Candidates can
   __syncthreads();
 }
 
-// Leaves the part's `want` first candidates, and up to a quarter of the other room. Sets
-// shared.candidates and returns what other tokens must reach. By the whole CTA, ends with a
-// barrier.
-__device__ inline Bound LeaveFirst(const Part& part, Candidates candidates, Shared& shared) {
+// Leaves the part's `want` first candidates, which are kept by the bound so far, and up to a
+// quarter of the other room. Sets shared.candidates and returns what other tokens must reach. By
+// the whole CTA, ends with a barrier.
+__device__ inline Bound LeaveFirst(const Part& part, Candidates candidates, const Bound& bound,
+                                   Shared& shared) {
   const uint32_t most = part.want + (kFull - part.want) / 4;
-  const Place last = Search(OneCta{}, part, candidates, part.want, most, shared).last;
+  const uint32_t low = candidates.all ? 0 : bound.place.key;
+  const Place last = Search(OneCta{}, part, candidates, low, part.want, most, shared).last;
   MoveToFront(part, last, candidates, shared);
   return BoundOf(last);
 }

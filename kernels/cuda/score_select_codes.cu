@@ -157,22 +157,22 @@ struct CodeScorer {
 };
 
 template <uint32_t kHeads>
-bool LaunchHeads(const Job& job, const Work& work, Tape& tape) {
+uint32_t LaunchHeads(const Job& job, const Work& work, Tape& tape) {
   const uint32_t query_words = job.words * (8u / job.bits);
   const uint32_t floats =
       scoring::CodedQueries<kHeads>::Floats(job.group, job.channels, query_words);
-  if (floats > kMostQueryValues) return false;
+  if (floats > kMostQueryValues) return 0;
   constexpr uint32_t kStepWords = 4;  // a quad of lanes has one each
   if (query_words <= kStepWords) return Launch<CodeScorer<kHeads, 1>>(job, work, tape);
   if (query_words <= 2 * kStepWords) return Launch<CodeScorer<kHeads, 2>>(job, work, tape);
   if (query_words <= 4 * kStepWords) return Launch<CodeScorer<kHeads, 4>>(job, work, tape);
-  return false;
+  return 0;
 }
 
 }  // namespace
 
-bool fused::LaunchCoded(const Job& job, const Work& work, Tape& tape) {
-  if (job.pooling != Pooling::kMaxNormalised || job.group > 8) return false;
+uint32_t fused::LaunchCoded(const Job& job, const Work& work, Tape& tape) {
+  if (job.pooling != Pooling::kMaxNormalised || job.group > 8) return 0;
   if (job.group <= 4) return LaunchHeads<4>(job, work, tape);
   return LaunchHeads<8>(job, work, tape);
 }

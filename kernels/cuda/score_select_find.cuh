@@ -5,10 +5,10 @@
 #include "kernels/cuda/score_select_row.cuh"
 
 // The search for the last selected candidate, in a CTA or by the CTAs of a cluster: rounds of 11
-// bits, three for most rows. A round has one barrier of the cluster, after which every CTA reads
-// what it needs from all of them: the sums of groups of bins, then the bins of the group in
-// question. So it learns what lies in the parts before its own too, hence where in the list it
-// begins to write.
+// bits, two for most rows of which a bound is known and three for others. A round has one barrier
+// of the cluster, after which every CTA reads what it needs from all of them: the sums of groups of
+// bins, then the bins of the group in question. So it learns what lies in the parts before its own
+// too, hence where in the list it begins to write.
 namespace sparsekv::cuda::fused {
 
 using selection::kBinBits;
@@ -105,11 +105,13 @@ __device__ inline void Clear(uint32_t* histogram) {
   reinterpret_cast<uint4*>(histogram)[threadIdx.x] = uint4{};
 }
 
-// The keys low.key .. low.key + last, by the bits from `shift` up.
+// The keys low.key .. low.key + last, by the bits from `shift` up; what is beyond the last bin is
+// in it.
 __device__ inline void CountKeys(Place low, uint32_t last, uint32_t shift, uint32_t candidates,
                                  uint32_t* histogram, const Shared& shared) {
   const auto count = [&](uint32_t key) {
-    if (key - low.key <= last) atomicAdd(&histogram[(key - low.key) >> shift], 1u);
+    const uint32_t above = key - low.key;
+    if (above <= last) atomicAdd(&histogram[min(above >> shift, kBins - 1)], 1u);
   };
   const auto* vectors = reinterpret_cast<const uint4*>(shared.keys);
 #pragma unroll 4
@@ -206,30 +208,35 @@ struct Selected {
   bool found;       // there are as many as are wanted
 };
 
+// Bits of keys above a bound: two octaves of positive scores, where the last selected one mostly
+// is.
+inline constexpr uint32_t kNearBits = 24;
+
 // The `want` first of the team's candidates and, as it happens, some that follow: `most` in all;
-// not found, in none of the CTAs, where there are fewer. No two places are the same, so that most =
-// want ends too. When it is over the other CTAs may still read this one's histograms.
+// not found, in none of the CTAs, where there are fewer. `bound`: a key that all candidates reach,
+// the same in all CTAs, or 0. No two places are the same, so that most = want ends too. When it is
+// over the other CTAs may still read this one's histograms.
 template <typename Team>
-__device__ Selected Search(const Team& team, const Part& part, Candidates candidates, uint32_t want,
-                           uint32_t most, Shared& shared) {
-  constexpr uint32_t kKeyRounds = 3;  // of 11, 11 and 10 bits; then so many for tokens
-  Place low;
-  uint32_t before = 0, left = want, shift = 32;
+__device__ Selected Search(const Team& team, const Part& part, Candidates candidates,
+                           uint32_t bound, uint32_t want, uint32_t most, Shared& shared) {
   if (!candidates.all) {
     Clear(shared.histograms[0]);
     Clear(shared.histograms[1]);
   }
+  Place low = {bound, 0};
+  bool near = bound > 0, of_tokens = false;
+  uint32_t before = 0, left = want, bits = near ? kNearBits : 32;  // that are not known yet
   for (uint32_t round = 0;; ++round) {
     const uint32_t buffer = round % 2;
-    const uint32_t last = round % kKeyRounds == 0 ? ~0u : (1u << shift) - 1;
-    shift = round % kKeyRounds == 0 ? 32 - kBinBits : shift > kBinBits ? shift - kBinBits : 0;
+    const uint32_t last = near || bits == 32 ? ~0u : (1u << bits) - 1;
+    bits = bits > kBinBits ? bits - kBinBits : 0;
     if (round > 0 || !candidates.all) {
       __syncthreads();  // it is clear, and all know what was found
       uint32_t* histogram = shared.histograms[buffer];
-      if (round < kKeyRounds) {
-        CountKeys(low, last, shift, candidates.count, histogram, shared);
+      if (of_tokens) {
+        CountTokens(part, low, last, bits, candidates, histogram, shared);
       } else {
-        CountTokens(part, low, last, shift, candidates, histogram, shared);
+        CountKeys(low, last, bits, candidates.count, histogram, shared);
       }
       __syncthreads();
     }
@@ -244,10 +251,17 @@ __device__ Selected Search(const Team& team, const Part& part, Candidates candid
     __syncthreads();
     const Found found = shared.found;
     if (found.size == 0) return {};
-    (round < kKeyRounds ? low.key : low.rest) += found.bin << shift;
+    if (near && found.bin == kBins - 1) {  // not so near: among all keys
+      near = false, low.key = 0, bits = 32;
+      continue;
+    }
+    near = false;
+    (of_tokens ? low.rest : low.key) += found.bin << bits;
     before += found.above;
     left = found.rank;
     if (want - left + found.size <= most) return {low, before + found.inside, true};
+    if (bits > 0) continue;
+    of_tokens = true, bits = 32;  // tokens decide among equal keys
   }
 }
 

@@ -96,7 +96,7 @@ __device__ Candidates ScorePart(const Job& job, const Part& part, const Scorer& 
     cut = ScoreCuts(job, part, scorer, cut, first, bound, shared);
     __syncthreads();
     if (first == part.tokens) return {first, true};
-    bound = LeaveFirst(part, {first, true}, shared);
+    bound = LeaveFirst(part, {first, true}, bound, shared);
   } else {
     if (threadIdx.x == 0) shared.candidates = 0;
     __syncthreads();
@@ -106,7 +106,7 @@ __device__ Candidates ScorePart(const Job& job, const Part& part, const Scorer& 
     __syncthreads();
     const Candidates candidates = {shared.candidates, false};
     if (candidates.count <= kFull) return candidates;  // no warp has stopped
-    bound = LeaveFirst(part, candidates, shared);
+    bound = LeaveFirst(part, candidates, bound, shared);
   }
 }
 
@@ -162,7 +162,7 @@ __device__ inline void WriteAlwaysSet(const Job& job, const Item& item, uint32_t
   uint32_t* to = item.selection + kv_head * item.selection_stride;
   if (item.count == item.tokens) {
     const uint32_t first = rank * kThreads + threadIdx.x;
-    for (uint32_t i = first; i < item.count; i += job.ctas * kThreads) to[i] = i;
+    for (uint32_t i = first; i < item.count; i += job.rows_done.ctas * kThreads) to[i] = i;
     return;
   }
   // There are more tokens than in the always-set.
@@ -175,12 +175,19 @@ __device__ inline void WriteAlwaysSet(const Job& job, const Item& item, uint32_t
   }
 }
 
+// By the whole CTA, when it has written what it has of the row.
+__device__ inline void EndRow(const Job& job, uint32_t row) {
+  __syncthreads();
+  if (threadIdx.x == 0) SayDone(job.rows_done, row);
+}
+
 template <typename Scorer>
 __device__ void ScoreAndSelectPart(const Job& job) {
   extern __shared__ uint4 dynamic_shared[];
   auto& shared = *reinterpret_cast<Shared*>(dynamic_shared);
-  const uint32_t row = blockIdx.x / job.ctas;
-  const Cluster cluster = {job.ctas, blockIdx.x % job.ctas};
+  const uint32_t ctas = job.rows_done.ctas;
+  const uint32_t row = blockIdx.x / ctas;
+  const Cluster cluster = {ctas, blockIdx.x % ctas};
   const Item& item = job.items[row / job.kv_heads];
   const uint32_t kv_head = row % job.kv_heads;
   const Part& part = shared.part;
@@ -194,8 +201,9 @@ __device__ void ScoreAndSelectPart(const Job& job) {
     if (part.tokens > 0) BringPages(job, part, kFirstPages, shared);
   }
   BeginKernel();
+  NextMayBegin();
   WriteAlwaysSet(job, item, kv_head, cluster.rank);
-  if (!item.Chooses()) return;
+  if (!item.Chooses()) return EndRow(job, row);
   ArriveInCluster();
   const Scorer scorer(job, part, shared);
   Bound bound;
@@ -204,7 +212,7 @@ __device__ void ScoreAndSelectPart(const Job& job) {
   Selected selected;
   while (true) {
     candidates = ScorePart(job, part, scorer, bound, shared);
-    selected = Search(cluster, part, candidates, part.want, part.want, shared);
+    selected = Search(cluster, part, candidates, bound.place.key, part.want, part.want, shared);
     if (selected.found) break;
     EndSearch(shared);
     bound = {};  // that of the sample was too high
@@ -212,6 +220,7 @@ __device__ void ScoreAndSelectPart(const Job& job) {
   ArriveInCluster();
   WriteSelected(part, selected, candidates, shared);
   WaitForCluster();  // nobody reads this CTA's shared memory any more
+  EndRow(job, row);
 }
 
 // A cluster per row.
@@ -253,15 +262,15 @@ inline ClustersAtOnce CountClusters(void (*kernel)(Job)) {
   return at_once;
 }
 
+// Returns the CTAs of a row; 0 where there are never enough, and no kernel is noted.
 template <typename Scorer>
-bool Launch(Job job, const Work& work, Tape& tape) {
+uint32_t Launch(Job job, const Work& work, Tape& tape) {
   const auto kernel = ScoreSelectKernel<Scorer>;
   static const ClustersAtOnce at_once = CountClusters(kernel);  // a process has one device
-  job.ctas = CtasOfRow(work, at_once);
-  if (job.ctas == 0) return false;
-  tape.LaunchClusters(job.ctas, kernel, dim3(work.rows * job.ctas), dim3(kThreads), sizeof(Shared),
-                      job);
-  return true;
+  const uint32_t ctas = job.rows_done.ctas = CtasOfRow(work, at_once);
+  if (ctas == 0) return 0;
+  tape.LaunchClusters(ctas, kernel, dim3(work.rows * ctas), dim3(kThreads), sizeof(Shared), job);
+  return ctas;
 }
 
 }  // namespace sparsekv::cuda::fused

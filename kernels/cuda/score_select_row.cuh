@@ -6,6 +6,7 @@
 
 #include "base/limits.h"
 #include "kernels/cuda/cta.cuh"
+#include "kernels/cuda/rows_done.cuh"
 #include "kernels/cuda/score_select_ctas.h"
 #include "kernels/cuda/select_threshold.cuh"
 #include "kernels/cuda/tables.cuh"
@@ -43,7 +44,7 @@ struct Job {
   const Item* items;
   const float* q;
   const uint16_t* channel_list;
-  uint32_t ctas;  // of a row, a cluster
+  RowsDone rows_done;
   uint32_t kv_heads;
   uint32_t group;
   uint32_t head_dim;
@@ -53,6 +54,7 @@ struct Job {
   Pooling pooling;
   uint8_t bits;  // of a code
   uint8_t zeros[2];
+  uint32_t zero;
 };
 static_assert(std::has_unique_object_representations_v<Job>);
 
@@ -124,7 +126,7 @@ static_assert(kCtasPerMultiprocessor * (sizeof(Shared) + kMaxGroup * sizeof(floa
 __device__ inline Part CutRow(const Job& job, const Item& item, uint32_t kv_head, uint32_t rank) {
   const uint32_t row_end = item.tokens - (kRecentTokens + 1);
   const uint32_t cuts = (row_end + kCutTokens - 1) / kCutTokens;
-  const uint32_t cuts_of_part = (cuts + job.ctas - 1) / job.ctas;
+  const uint32_t cuts_of_part = (cuts + job.rows_done.ctas - 1) / job.rows_done.ctas;
   const uint32_t first_cut = min(rank * cuts_of_part, cuts);
   Part part;
   part.first = first_cut * kCutTokens;

@@ -56,6 +56,7 @@ Tape::~Tape() {
 
 void Tape::Begin(StepKind kind) {
   kind_ = kind;
+  ++noted_;
   lane_ = Lane::kCompute;
   ops_.clear();
   args_.clear();
@@ -68,6 +69,7 @@ void Tape::Begin(StepKind kind) {
 
 Tape::Op& Tape::Note(Op::Kind kind) {
   Op& op = ops_.emplace_back();
+  ++noted_;
   op.kind = kind;
   op.lane = static_cast<uint16_t>(lane_);
   return op;

@@ -63,6 +63,9 @@ class Tape {
   // Runs what was noted and waits for it.
   void Finish();
   StepKind kind() const { return kind_; }
+  // Grows with every step and whatever is noted.
+  uint64_t noted() const { return noted_; }
+  Lane lane() const { return lane_; }
   // Called now and then while Finish waits for a prompt's step, which may be long.
   void set_progress(std::function<void()> progress) { progress_ = std::move(progress); }
 
@@ -170,6 +173,7 @@ class Tape {
 
   std::function<void()> progress_;
   StepKind kind_ = StepKind::kPrompt;
+  uint64_t noted_ = 0;
   Lane lane_ = Lane::kCompute;
   std::vector<Op> ops_;
   std::vector<std::byte> args_;

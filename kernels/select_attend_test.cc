@@ -1,0 +1,187 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "kernels/test_cases.h"
+
+namespace sparsekv::testing {
+namespace {
+
+// Attention over lists that the operation before it selects, in one step, as decode steps have it:
+// the bits of the same in steps of their own. A device may begin with lists that are there while
+// others are being selected.
+class SelectAttendTest : public BackendTest {
+ protected:
+  static constexpr uint32_t kDim = 64;
+
+  struct Shape {
+    uint32_t kv_heads = 1;
+    uint32_t group = 1;
+    LabelFormat format = LabelFormat::kBf16;
+    std::vector<uint32_t> lengths, counts;
+  };
+
+  struct Run {
+    Run(Random& random, const Shape& of)
+        : shape(of),
+          stride(*std::ranges::max_element(of.counts)),
+          labels(of.kv_heads, 8, of.lengths, of.format),
+          rows(random, of.kv_heads, kDim, DType::kBF16, of.lengths),
+          channels(Labels::Channels(random, of.kv_heads, kDim, 8)),
+          q(random.Normals(of.lengths.size() * width(), 2.0f)),
+          scores(of.lengths.size() * of.kv_heads * score_stride()),
+          out(of.lengths.size() * width()) {
+      for (uint32_t i = 0; i < of.lengths.size(); ++i) {
+        labels.Fill(random, i, of.lengths[i]);
+        rows.Fill(random, i, of.lengths[i]);
+      }
+      for (auto& list : lists) list.assign(of.lengths.size() * of.kv_heads * stride, 0);
+    }
+
+    size_t width() const { return size_t{shape.kv_heads} * shape.group * kDim; }
+    size_t score_stride() const { return *std::ranges::max_element(shape.lengths); }
+
+    // Selects to one of the lists.
+    void Select(Backend& backend, uint32_t to) {
+      std::vector<ScoreLabelsArgs::Item> score;
+      std::vector<SelectArgs::Item> select;
+      for (uint32_t i = 0; i < shape.lengths.size(); ++i) {
+        float* at = scores.data() + i * shape.kv_heads * score_stride();
+        score.push_back({i, shape.lengths[i], labels.Table(i), at});
+        select.push_back({at, shape.lengths[i], shape.counts[i], List(to, i)});
+      }
+      backend.ScoreSelect({.q = q.data(),
+                           .kv_heads = shape.kv_heads,
+                           .group = shape.group,
+                           .head_dim = kDim,
+                           .channels = channels.data(),
+                           .score_stride = score_stride(),
+                           .items = score},
+                          {.kv_heads = shape.kv_heads,
+                           .score_stride = score_stride(),
+                           .selection_stride = stride,
+                           .items = select});
+    }
+
+    void Attend(Backend& backend, uint32_t list) {
+      std::vector<AttendArgs::Item> items;
+      for (uint32_t i = 0; i < shape.lengths.size(); ++i) {
+        items.push_back({.span = {.first = i, .tokens = 1, .position = shape.lengths[i] - 1},
+                         .rows = rows.Table(i),
+                         .selection = List(list, i),
+                         .count = shape.counts[i]});
+      }
+      backend.Attend({.q = q.data(),
+                      .out = out.data(),
+                      .kv_heads = shape.kv_heads,
+                      .group = shape.group,
+                      .head_dim = kDim,
+                      .scale = 1 / std::sqrt(static_cast<float>(kDim)),
+                      .selection_stride = stride,
+                      .items = items});
+    }
+
+    uint32_t* List(uint32_t list, uint32_t item) {
+      return lists[list].data() + item * shape.kv_heads * stride;
+    }
+    // So that a list of before, or an output, is none of this step.
+    void Forget() {
+      for (auto& list : lists) std::ranges::fill(list, 0u);
+      std::fill_n(out.data(), out.size(), NAN);
+    }
+
+    const Shape shape;
+    const size_t stride;
+    Labels labels;
+    Rows rows;
+    Shared<uint16_t> channels;
+    Shared<float> q;
+    Output<float> scores;
+    Output<float> out;
+    Shared<uint32_t> lists[2];
+  };
+
+  // What `steps` note in one step, again and again, and what the operations give one by one.
+  template <typename Step>
+  void Check(Run& run, const Step& step) {
+    run.Forget();
+    InStep(backend(), StepKind::kDecode, [&] { run.Select(backend(), 0); });
+    InStep(backend(), StepKind::kDecode, [&] { run.Attend(backend(), 0); });
+    const std::vector<float> expected(run.out.data(), run.out.data() + run.out.size());
+    for (float value : expected) ASSERT_TRUE(std::isfinite(value));
+    for (uint32_t round = 0; round < 3; ++round) {
+      run.Forget();
+      InStep(backend(), StepKind::kDecode, [&] { step(); });
+      ExpectSameBits(run.out.data(), expected.data(), expected.size(), "attention");
+    }
+    EXPECT_TRUE(run.out.MarginsUntouched());
+  }
+
+  void CheckInOneStep(Random& random, const Shape& shape) {
+    SCOPED_TRACE(::testing::Message() << shape.lengths.size() << " items, the first of "
+                                      << shape.lengths[0] << ", " << shape.kv_heads << " x "
+                                      << shape.group << " heads, labels " << Name(shape.format));
+    Run run(random, shape);
+    Check(run, [&] {
+      run.Select(backend(), 0);
+      run.Attend(backend(), 0);
+    });
+  }
+};
+SPARSEKV_ON_EVERY_BACKEND(SelectAttendTest);
+
+TEST_P(SelectAttendTest, AnyShape) {
+  Random random(61);
+  for (uint32_t round = 0; round < 12; ++round) {
+    Shape shape{.kv_heads = random.Between(1, 4), .group = random.Pick({1u, 2u, 4u, 8u, 11u})};
+    if (round % 3 == 2) shape.format = LabelFormat::kInt4;
+    const bool same = round % 4 != 0;
+    const uint32_t count = random.Between(69, 900), items = random.Between(1, 9);
+    for (uint32_t i = 0; i < items; ++i) {
+      shape.counts.push_back(same ? count : random.Between(69, 900));
+      // Some attend to all they have.
+      shape.lengths.push_back(shape.counts.back() + random.Pick({0u, random.Between(0, 1500)}));
+    }
+    CheckInOneStep(random, shape);
+  }
+}
+
+// More rows than a device has multiprocessors; one row on several of them.
+TEST_P(SelectAttendTest, ManyRowsAndLongOnes) {
+  Random random(62);
+  CheckInOneStep(random, {.kv_heads = 8,
+                          .group = 4,
+                          .lengths = std::vector<uint32_t>(40, 400),
+                          .counts = std::vector<uint32_t>(40, 150)});
+  CheckInOneStep(random, {.kv_heads = 2, .group = 4, .lengths = {12000}, .counts = {2000}});
+}
+
+// Attention over other lists than those of the last selection, and with something between.
+TEST_P(SelectAttendTest, OtherListsThanTheLast) {
+  Random random(63);
+  Run run(random, {.kv_heads = 2,
+                   .group = 4,
+                   .lengths = std::vector<uint32_t>(5, 1500),
+                   .counts = std::vector<uint32_t>(5, 300)});
+  Check(run, [&] {
+    run.Select(backend(), 0);
+    run.Select(backend(), 1);
+    run.Attend(backend(), 0);
+  });
+  Check(run, [&] {
+    run.Select(backend(), 1);
+    run.Select(backend(), 0);
+    backend().Copy(run.List(0, 0), run.List(1, 0), sizeof(uint32_t));
+    run.Attend(backend(), 0);
+  });
+  Check(run, [&] {
+    run.Select(backend(), 0);
+    backend().WaitFor(backend().Mark());
+    run.Attend(backend(), 0);
+  });
+}
+
+}  // namespace
+}  // namespace sparsekv::testing
