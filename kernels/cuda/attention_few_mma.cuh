@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/attention_few.cuh"
 #include "kernels/cuda/begin_kernel.cuh"
+#include "kernels/cuda/read_once.cuh"
 
 // The fast way, for rows of 16-bit values: tensor cores multiply, copies past the registers keep
 // memory busy. See AttendFewMma.
@@ -36,8 +37,8 @@ __device__ uint32_t ChunkAt(uint32_t row, uint32_t chunk) {
 // ---- Instructions
 
 __device__ inline void CopyChunk(uint32_t to, const std::byte* from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(there ? 16 : 0)
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to),
+               "l"(from), "r"(there ? 16 : 0), "l"(ReadOnce())
                : "memory");
 }
 

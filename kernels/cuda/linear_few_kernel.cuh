@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/begin_kernel.cuh"
 #include "kernels/cuda/linear_few_operands.cuh"
+#include "kernels/cuda/read_once.cuh"
 
 // The kernel of a decode step's products; linear_few.cu says how it is used.
 //
@@ -74,6 +75,13 @@ __device__ inline void CopyAhead(uint32_t to, const void* from, uint32_t bytes) 
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
                "r"(bytes)
                : "memory");
+}
+// Of weights, which nobody reads again in the step.
+__device__ inline void CopyOnceAhead(uint32_t to, const void* from, uint32_t bytes) {
+  asm volatile(
+      "cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(to),
+      "l"(from), "r"(bytes), "l"(ReadOnce())
+      : "memory");
 }
 __device__ inline void EndStage() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <uint32_t kPending>
@@ -188,7 +196,7 @@ class Part {
       const uint32_t bytes = inputs_left_ > static_cast<int32_t>(chunk * kChunk) ? 16 : 0;
 #pragma unroll
       for (uint32_t i = 0; i < 2 * S::kRowTiles; ++i) {
-        CopyAhead(WeightsAt(stage, chunk) + i * 512, rows_[i] + chunk * kChunk * 2, bytes);
+        CopyOnceAhead(WeightsAt(stage, chunk) + i * 512, rows_[i] + chunk * kChunk * 2, bytes);
       }
     }
     inputs_left_ -= static_cast<int32_t>(step);
