@@ -60,23 +60,6 @@ HWY_INLINE void WidenWords(VU words, const hwy::float16_t*, VF* values) {
   values[1] = hn::PromoteTo(DF(), hn::BitCast(df16, hn::DemoteTo(du16, hn::BitCast(di, upper))));
 }
 
-// Fetches the rows of a tile, which is as large as the L1 cache. Rows of a whole context follow
-// each other: the halves of the tile are fetched side by side, each in the order of its addresses,
-// which the hardware's own prefetching understands. More stretches at once are slower, as it
-// follows fewer; of rows that lie apart there is nothing to follow. `halves`: room for the
-// addresses, used while lines are fetched.
-inline LineFetch FetchTile(const std::byte* const* rows, size_t row_bytes,
-                           const std::byte* halves[2]) {
-  constexpr size_t kAbreast = 8;
-  static_assert(kAttendTile % kAbreast == 0);
-  if (rows[kAttendTile - 1] != rows[0] + (kAttendTile - 1) * row_bytes) {
-    return LineFetch(rows, kAbreast, kAttendTile / kAbreast, row_bytes);
-  }
-  halves[0] = rows[0];
-  halves[1] = rows[kAttendTile / 2];
-  return LineFetch(halves, 2, 1, kAttendTile / 2 * row_bytes);
-}
-
 // Words per block of 16 bytes, and rows that give one block each.
 constexpr size_t kSquare = 4;
 
@@ -102,13 +85,14 @@ HWY_INLINE void TransposeWords(const std::byte* const* rows, size_t first_word, 
 }
 
 // keys[c][t] = element c of row t, for kAttendTile rows, as float32.
+template <class Fetch>
 HWY_NOINLINE void TransposeKeys(const std::byte* const* rows, size_t head_dim, DType dtype,
-                                LineFetch& fetch, float* HWY_RESTRICT keys) {
+                                Fetch& fetch, float* HWY_RESTRICT keys) {
   WithType(nullptr, dtype, [&](const auto* null) {
     constexpr size_t kValues = kWordValues<std::decay_t<decltype(*null)>>;
     for (size_t t = 0; t < kAttendTile; t += kLanes) {
       for (size_t word = 0; word < head_dim / kValues; word += kSquare) {
-        fetch.Lines(kLanes / 4);  // half of the tile in all, with 8 lanes or more
+        fetch.Step(word / kSquare, kLanes * kSquare * sizeof(uint32_t));  // half of the tile in all
         VU words[kSquare];
         TransposeWords(rows + t, word, words);
 #pragma GCC unroll 4
@@ -152,15 +136,14 @@ HWY_INLINE void LoadValues(const T* from, size_t valid, VF* values) {
 }
 
 // values[t][c] for the first `count` rows, with zeros from head_dim to `padded`.
+template <class Fetch>
 HWY_NOINLINE void WidenValues(const std::byte* const* rows, size_t count, size_t head_dim,
-                              DType dtype, size_t padded, LineFetch& fetch, float* values) {
+                              DType dtype, size_t padded, Fetch& fetch, float* values) {
   WithType(nullptr, dtype, [&](const auto* null) {
     using T = decltype(null);
     const size_t half_row = head_dim * sizeof(*null);
     for (size_t t = 0; t < count; ++t) {
-      for (size_t at = 0; at < half_row; at += LineFetch::kBurst * LineFetch::kLine) {
-        fetch.Lines(LineFetch::kBurst);
-      }
+      fetch.Part(t, kAttendTile, kAttendTile * half_row);
       const T from = reinterpret_cast<T>(rows[t]) + head_dim;
       float* to = values + t * padded;
       size_t c = 0;

@@ -69,6 +69,11 @@ struct TileRows {
     }
     if (first < end) block.FindRows(first, end, rows + (first - begin));
   }
+
+  // Whether they lie one behind the other.
+  bool Follow(size_t row_bytes) const {
+    return rows[kAttendTile - 1] == rows[0] + (kAttendTile - 1) * row_bytes;
+  }
 };
 
 // A block's rows that are so few that they are multiplied with K and V as they lie.
@@ -101,9 +106,10 @@ void WeighRows(const Workspace& work, const AttendPartial& part, size_t first, s
 }
 
 // Adds the tile's entries in the range to the rows of tokens [token, token + tokens).
+template <class Fetch>
 void AddWeighted(const AttendBlock& block, const Workspace& work, const AttendPartial& part,
                  uint32_t token, uint32_t tokens, TileRange range, const TileRows& tile,
-                 LineFetch& fetch) {
+                 Fetch& fetch) {
   const size_t padded = PaddedDim(*block.args);
   const size_t first = size_t{token} * block.args->group;
   const size_t rows = size_t{tokens} * block.args->group;
@@ -131,13 +137,13 @@ void AddWeighted(const AttendBlock& block, const Workspace& work, const AttendPa
   Multiply(product, rows, padded);
 }
 
-// Entries [begin, begin + count) of the lists, count <= kAttendTile. `next` will be the next tile.
+// Entries [begin, begin + count) of the lists, count <= kAttendTile, while the next tile is
+// fetched.
+template <class Fetch>
 void AddTile(const AttendBlock& block, const Workspace& work, const AttendPartial& part,
-             uint32_t begin, uint32_t count, const TileRows& tile, const TileRows& next) {
+             uint32_t begin, uint32_t count, const TileRows& tile, Fetch fetch) {
   const AttendArgs& args = *block.args;
   const DType dtype = block.item->rows.layout->dtype;
-  const std::byte* halves[2];
-  LineFetch fetch = FetchTile(next.rows, block.item->rows.layout->row_bytes(), halves);
   // Dot products of every row that sees the tile. Those with entries outside of a row's list are
   // dropped by the softmax step.
   uint32_t token = block.FirstTokenWith(begin);
@@ -172,6 +178,25 @@ void AddTile(const AttendBlock& block, const Workspace& work, const AttendPartia
     while (range == all && end < tokens && range_of(end) == all) ++end;
     AddWeighted(block, work, part, token, end - token, range, tile, fetch);
     token = end;
+  }
+}
+
+// The same, where `next` will be the next tile, which is as large as the L1 cache. Rows of a whole
+// context follow each other: the halves of the tile are fetched side by side, each in the order of
+// its addresses, which the hardware's own prefetching understands. More lines at once are slower,
+// as it follows fewer stretches; of rows that lie apart there is nothing to follow.
+void AddTile(const AttendBlock& block, const Workspace& work, const AttendPartial& part,
+             uint32_t begin, uint32_t count, const TileRows& tile, const TileRows& next) {
+  constexpr size_t kRowsAbreast = 8;
+  static_assert(kAttendTile % kRowsAbreast == 0);
+  const size_t row_bytes = block.item->rows.layout->row_bytes();
+  if (next.Follow(row_bytes)) {
+    const std::byte* const halves[2] = {next.rows[0], next.rows[kAttendTile / 2]};
+    const LineFetch<2> fetch(halves, 1, kAttendTile / 2 * row_bytes);
+    AddTile(block, work, part, begin, count, tile, fetch);
+  } else {
+    const LineFetch<kRowsAbreast> fetch(next.rows, kAttendTile / kRowsAbreast, row_bytes);
+    AddTile(block, work, part, begin, count, tile, fetch);
   }
 }
 

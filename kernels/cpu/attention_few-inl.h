@@ -39,23 +39,35 @@ constexpr size_t kStripVectors = 2;
 constexpr size_t kStripKeys = kStripVectors * kLanes;
 static_assert(kAttendTile % kStripKeys == 0);
 
+// Words of so many keys that are read from burst to burst, where half as much is fetched.
+template <class Fetch>
+constexpr size_t FetchedWords(size_t keys) {
+  return 2 * Fetch::kBurst / (keys * sizeof(uint32_t));
+}
+
 // words[w][t] = word w of row t, for the rows of a strip. Fetches a quarter of the next tile over
 // the strips of a tile, as DotStrip does.
+template <class Fetch>
 HWY_NOINLINE void TransposeStrip(const std::byte* const* HWY_RESTRICT rows, size_t count,
-                                 LineFetch& all_fetch, uint32_t* HWY_RESTRICT words) {
-  LineFetch fetch = all_fetch;
+                                 Fetch& all_fetch, uint32_t* HWY_RESTRICT words) {
+  Fetch fetch = all_fetch;
   for (size_t v = 0; v < kStripVectors; ++v) {
     const std::byte* own[kLanes];  // in registers
 #pragma GCC unroll 16
     for (size_t i = 0; i < kLanes; ++i) own[i] = rows[v * kLanes + i];
+    constexpr size_t kWords = FetchedWords<Fetch>(kLanes);
+    static_assert(kWords % kSquare == 0);
+    for (size_t word = 0; word < count;) {
+      fetch.Burst();
+      const size_t end = HWY_MIN(word + kWords, count);
 #pragma GCC unroll 2
-    for (size_t word = 0; word < count; word += kSquare) {
-      if (word / kSquare % 2 == 0) fetch.Lines(kLanes / 4);
-      VU square[kSquare];
-      TransposeWords(own, word, square);
+      for (; word < end; word += kSquare) {
+        VU square[kSquare];
+        TransposeWords(own, word, square);
 #pragma GCC unroll 4
-      for (size_t w = 0; w < kSquare; ++w) {
-        hn::Store(square[w], DU(), words + (word + w) * kStripKeys + v * kLanes);
+        for (size_t w = 0; w < kSquare; ++w) {
+          hn::Store(square[w], DU(), words + (word + w) * kStripKeys + v * kLanes);
+        }
       }
     }
   }
@@ -63,12 +75,12 @@ HWY_NOINLINE void TransposeStrip(const std::byte* const* HWY_RESTRICT rows, size
 }
 
 // scores[r][t] = q[r] . key t of the strip, from TransposeStrip's words.
-template <size_t kRows, typename T>
+template <size_t kRows, typename T, class Fetch>
 HWY_INLINE void DotStrip(const float* HWY_RESTRICT q, size_t head_dim,
-                         const uint32_t* HWY_RESTRICT words, const T* null, LineFetch& all_fetch,
+                         const uint32_t* HWY_RESTRICT words, const T* null, Fetch& all_fetch,
                          float* HWY_RESTRICT scores) {
   constexpr size_t kValues = kWordValues<T>;
-  LineFetch fetch = all_fetch;
+  Fetch fetch = all_fetch;
   VF sums[kRows][kStripVectors];
 #pragma GCC unroll 4
   for (size_t r = 0; r < kRows; ++r) {
@@ -76,10 +88,12 @@ HWY_INLINE void DotStrip(const float* HWY_RESTRICT q, size_t head_dim,
     for (size_t v = 0; v < kStripVectors; ++v) sums[r][v] = hn::Zero(DF());
   }
   const float* HWY_RESTRICT end = q + head_dim;
+  constexpr size_t kWords = FetchedWords<Fetch>(kStripKeys);
   while (q != end) {
-    fetch.Lines(kLanes / 4);
+    fetch.Burst();
+    const float* HWY_RESTRICT burst_end = HWY_MIN(q + kWords * kValues, end);
 #pragma GCC unroll 4
-    for (size_t w = 0; w < kSquare; ++w, words += kStripKeys, q += kValues) {
+    for (; q != burst_end; words += kStripKeys, q += kValues) {
       VF keys[kStripVectors][kValues];
 #pragma GCC unroll 2
       for (size_t v = 0; v < kStripVectors; ++v) {
@@ -109,8 +123,9 @@ HWY_INLINE void DotStrip(const float* HWY_RESTRICT q, size_t head_dim,
 }
 
 // scores[r][t] = q[r] . key t, for kAttendTile keys. `words` is scratch of head_dim * kStripKeys.
+template <class Fetch>
 HWY_NOINLINE void DotFew(const std::byte* const* tile, const float* q, size_t rows, size_t head_dim,
-                         DType dtype, LineFetch& fetch, uint32_t* words, float* scores) {
+                         DType dtype, Fetch& fetch, uint32_t* words, float* scores) {
   for (size_t t = 0; t < kAttendTile; t += kStripKeys) {
     TransposeStrip(tile + t, head_dim * SizeOf(dtype) / sizeof(uint32_t), fetch, words);
     WithType(nullptr, dtype, [&](const auto* null) {
@@ -135,11 +150,11 @@ struct FewSums {
 
 // sums[r][c..] = factors[r] * sums[r][c..] + sum over t of weights[r][t] * value t [c..], for
 // kVectors vectors of channels from `column` on (LoadValues).
-template <size_t kRows, size_t kVectors, typename T>
+template <size_t kRows, size_t kVectors, typename T, class Fetch>
 HWY_INLINE void AddColumn(const FewSums& job, size_t column, size_t valid, const T*,
-                          LineFetch& all_fetch) {
+                          Fetch& all_fetch) {
   const DF d;
-  LineFetch fetch = all_fetch;
+  Fetch fetch = all_fetch;
   const size_t offset = (job.head_dim + column) * sizeof(T);
   VF sums[kRows][kVectors];
 #pragma GCC unroll 4
@@ -164,10 +179,10 @@ HWY_INLINE void AddColumn(const FewSums& job, size_t column, size_t valid, const
   };
   // As many lines as are read, which is half of a tile over all columns.
   constexpr size_t kBytes = kVectors * kLanes * sizeof(T);
-  constexpr size_t kStep = HWY_MIN(16, HWY_MAX(1, 2 * LineFetch::kLine / kBytes));
+  constexpr size_t kStep = HWY_MIN(16, HWY_MAX(1, Fetch::kBurst / kBytes));
   size_t t = 0;
   for (; t + kStep <= job.count; t += kStep) {
-    fetch.Lines(kStep * kBytes / LineFetch::kLine);
+    fetch.Step(t / kStep, kStep * kBytes);
 #pragma GCC unroll 4
     for (size_t i = 0; i < kStep; ++i) add(t + i);
   }
@@ -183,7 +198,8 @@ HWY_INLINE void AddColumn(const FewSums& job, size_t column, size_t valid, const
 }
 
 // All channels of `rows` rows.
-HWY_NOINLINE void AddValuesFew(const FewSums& all, size_t rows, DType dtype, LineFetch& fetch) {
+template <class Fetch>
+HWY_NOINLINE void AddValuesFew(const FewSums& all, size_t rows, DType dtype, Fetch& fetch) {
   constexpr size_t kVectors = kManyRegisters ? 4 : 2;
   WithType(nullptr, dtype, [&](const auto* null) {
     ByFewRows(rows, [&]<size_t kRows>(size_t row) {

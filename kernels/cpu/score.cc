@@ -3,6 +3,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -34,10 +35,10 @@ struct Strip {
   VF v[kStrip];
 };
 
-// shares[h] = s_h(t) of the strip's tokens, for kHeads query heads.
+// shares[h] = s_h(t) of the strip's tokens, for a block of kHeads query heads.
 template <size_t kHeads>
 HWY_INLINE void HeadScores(const std::byte* HWY_RESTRICT labels, size_t channels,
-                           const float* HWY_RESTRICT query, LineFetch& fetch, Strip* shares) {
+                           const float* HWY_RESTRICT query, Strip* shares) {
   const DF d;
   const DU du;
   VF sums[kHeads][kStrip];
@@ -46,7 +47,6 @@ HWY_INLINE void HeadScores(const std::byte* HWY_RESTRICT labels, size_t channels
 #pragma GCC unroll 4
     for (size_t i = 0; i < kStrip; ++i) sums[h][i] = hn::Zero(d);
   }
-  LineFetch own_fetch = fetch;  // in registers
   const auto add = [&](size_t c) HWY_ATTR {
     const auto* words = reinterpret_cast<const uint32_t*>(labels + c * kBlockTokens * 2);
     VF label[kStrip];
@@ -58,25 +58,20 @@ HWY_INLINE void HeadScores(const std::byte* HWY_RESTRICT labels, size_t channels
     }
 #pragma GCC unroll 4
     for (size_t h = 0; h < kHeads; ++h) {
-      const VF q = hn::Set(d, query[h * channels + c]);
+      const VF q = hn::Set(d, query[c * kHeads + h]);
 #pragma GCC unroll 4
       for (size_t i = 0; i < kStrip; ++i) {
         sums[h][i] = hn::MulAdd(q, label[i], sums[h][i]);
       }
     }
   };
-  // Channels between two bursts of fetching: as many lines as are read.
-  constexpr size_t kBytes = kStripTokens * 2;
-  constexpr size_t kStep = HWY_MAX(1, LineFetch::kBurst * LineFetch::kLine / kBytes);
+  constexpr size_t kAtOnce = 4;
   size_t c = 0;
-  for (; c + kStep <= channels; c += kStep) {
-    own_fetch.Lines(kStep * kBytes / LineFetch::kLine);
-#pragma GCC unroll 8
-    for (size_t i = 0; i < kStep; ++i) add(c + i);
+  for (; c + kAtOnce <= channels; c += kAtOnce) {
+#pragma GCC unroll 4
+    for (size_t i = 0; i < kAtOnce; ++i) add(c + i);
   }
-  if (c < channels) own_fetch.Lines(LineFetch::kBurst);
   for (; c < channels; ++c) add(c);
-  fetch = own_fetch;
 #pragma GCC unroll 4
   for (size_t h = 0; h < kHeads; ++h) {
 #pragma GCC unroll 4
@@ -84,11 +79,14 @@ HWY_INLINE void HeadScores(const std::byte* HWY_RESTRICT labels, size_t channels
   }
 }
 
-// Calls function.operator()<n>(head) for query heads [head, head + n), over [0, group).
+// Calls function.operator()<n>(head) for the blocks [head, head + n) of query heads, over
+// [0, group).
 template <typename Function>
 HWY_INLINE void ByHeads(size_t group, const Function& function) {
   size_t g = 0;
-  for (; g + 4 <= group; g += 4) function.template operator()<4>(g);
+  for (; g + kHeadsAtOnce <= group; g += kHeadsAtOnce) {
+    function.template operator()<kHeadsAtOnce>(g);
+  }
   switch (group - g) {
     case 3:
       return function.template operator()<3>(g);
@@ -102,13 +100,15 @@ HWY_INLINE void ByHeads(size_t group, const Function& function) {
 // The pooled scores of a page, all kBlockTokens of them. `normaliser`: of this KV head.
 template <Pooling kPooling>
 void ScorePage(const std::byte* labels, size_t channels, size_t group, const float* query,
-               const float* normaliser, LineFetch& fetch, float* HWY_RESTRICT scores) {
+               const float* normaliser, LabelLines& all_fetch, float* HWY_RESTRICT scores) {
   const DF d;
+  LabelLines fetch = all_fetch;
   for (size_t t = 0; t < kBlockTokens; t += kStripTokens) {
     Strip pooled;
+    fetch.Part(t / kStripTokens, kBlockTokens / kStripTokens, channels * kBlockTokens * 2);
     ByHeads(group, [&]<size_t kHeads>(size_t g) {
       Strip shares[kHeads];
-      HeadScores<kHeads>(labels + t * 2, channels, query + g * channels, fetch, shares);
+      HeadScores<kHeads>(labels + t * 2, channels, query + g * channels, shares);
 #pragma GCC unroll 4
       for (size_t h = 0; h < kHeads; ++h) {
 #pragma GCC unroll 4
@@ -133,12 +133,13 @@ void ScorePage(const std::byte* labels, size_t channels, size_t group, const flo
       hn::StoreInterleaved2(pooled.v[2 * i], pooled.v[2 * i + 1], d, scores + t + i * 2 * kLanes);
     }
   }
+  all_fetch = fetch;
 }
 
 template <Pooling kPooling>
 void ScorePagesPooled(const ScoreJob& job, uint32_t begin, uint32_t end) {
   const ScoreLabelsArgs& args = *job.args;
-  ForPages(job, begin, end, job.first_head, job.end_head, [&](uint32_t page, LineFetch& fetch) {
+  ForPages(job, begin, end, job.first_head, job.end_head, [&](uint32_t page, LabelLines& fetch) {
     const uint32_t skipped = job.Skipped(page), valid = job.Valid(page);
     const bool whole = skipped == 0 && valid == kBlockTokens;
     for (uint32_t kv_head = job.first_head; kv_head < job.end_head; ++kv_head) {
@@ -216,12 +217,12 @@ void NormaliseChunk(const ScoreJob& job, uint32_t chunk) {
       Normaliser heads[kHeads];
       for (Normaliser& head : heads) head.Start();
       const uint32_t begin = job.ChunkBegin(chunk), end = job.ChunkEnd(chunk);
-      ForPages(job, begin, end, kv_head, kv_head + 1, [&](uint32_t page, LineFetch& fetch) {
+      ForPages(job, begin, end, kv_head, kv_head + 1, [&](uint32_t page, LabelLines& fetch) {
         const std::byte* labels = job.item->labels.Head(kv_head, page);
         for (size_t t = 0; t < kBlockTokens; t += kStripTokens) {
           Strip shares[kHeads];
-          HeadScores<kHeads>(labels + t * 2, channels, job.Query(kv_head) + g * channels, fetch,
-                             shares);
+          fetch.Part(t / kStripTokens, kBlockTokens / kStripTokens, channels * kBlockTokens * 2);
+          HeadScores<kHeads>(labels + t * 2, channels, job.Query(kv_head) + g * channels, shares);
           for (size_t h = 0; h < kHeads; ++h) {
             heads[h].Add(shares[h], t, job.Skipped(page), job.Valid(page));
           }
@@ -265,6 +266,20 @@ void GatherQuery(const ScoreJob& job, uint32_t kv_head, float* query) {
       query[c] = LabelQuery(query[c]);
     }
     query += channels;
+  }
+}
+
+// job.query from [group, channels] into the blocks in which HeadScores reads it.
+void InterleaveQueries(const ScoreJob& job) {
+  const size_t channels = job.channels(), group = job.args->group;
+  std::vector<float> block;
+  for (float* query = job.query; query != job.query + job.heads() * channels;) {
+    const size_t head = static_cast<size_t>(query - job.query) / channels % group;
+    const size_t heads = std::min(group - head, kHeadsAtOnce);
+    block.assign(query, query + heads * channels);
+    for (size_t c = 0; c < channels; ++c) {
+      for (size_t h = 0; h < heads; ++h) *query++ = block[h * channels + c];
+    }
   }
 }
 
@@ -319,7 +334,11 @@ std::vector<ScoreJob> MakeScoreJobs(const ScoreLabelsArgs& args, Context& contex
     for (uint32_t kv_head = 0; kv_head < args.kv_heads; ++kv_head) {
       GatherQuery(job, kv_head, job.query + size_t{kv_head} * args.group * job.channels());
     }
-    if (coded) CodeQueries(job);
+    if (coded) {
+      CodeQueries(job);
+    } else {
+      InterleaveQueries(job);
+    }
   }
   return jobs;
 }

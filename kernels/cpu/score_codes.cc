@@ -43,8 +43,7 @@ struct CodedPage {
 // scores[h][token] of the strip's tokens, for kHeads query heads; `codes`: theirs, `stride` apart.
 template <uint32_t kBits, size_t kHeads>
 HWY_INLINE void StripScores(const CodedPage& page, size_t words, const uint32_t* HWY_RESTRICT codes,
-                            size_t stride, LineFetch& fetch,
-                            float (*HWY_RESTRICT scores)[kBlockTokens]) {
+                            size_t stride, float (*HWY_RESTRICT scores)[kBlockTokens]) {
   constexpr uint32_t kPairs = 16 / kBits;
   const DF d;
   const DI di;
@@ -56,9 +55,7 @@ HWY_INLINE void StripScores(const CodedPage& page, size_t words, const uint32_t*
 #pragma GCC unroll 4
     for (size_t i = 0; i < kStrip; ++i) sums[h][i] = hn::Zero(di);
   }
-  LineFetch own_fetch = fetch;  // in registers
   for (size_t w = 0; w < words; ++w) {
-    own_fetch.Step(w, kStripTokens * 4);
     VI word[kStrip];
 #pragma GCC unroll 4
     for (size_t i = 0; i < kStrip; ++i) {
@@ -81,8 +78,6 @@ HWY_INLINE void StripScores(const CodedPage& page, size_t words, const uint32_t*
       for (size_t i = 0; i < kStrip; ++i) word[i] = hn::ShiftRight<kBits>(word[i]);
     }
   }
-  own_fetch.Step(words, kStripTokens * 4);  // scales
-  fetch = own_fetch;
 #pragma GCC unroll 4
   for (size_t i = 0; i < kStrip; ++i) {
     const VF step = LoadFloats(page.steps + i * kLanes);
@@ -102,7 +97,7 @@ HWY_INLINE void StripScores(const CodedPage& page, size_t words, const uint32_t*
 // scores[h]: of a page's tokens, all of them, for kHeads query heads from `head` of the KV head on.
 template <size_t kHeads>
 HWY_INLINE void PageScores(const ScoreJob& job, uint32_t page, uint32_t kv_head, size_t head,
-                           LineFetch& fetch, float (*HWY_RESTRICT scores)[kBlockTokens]) {
+                           LabelLines& fetch, float (*HWY_RESTRICT scores)[kBlockTokens]) {
   const LabelLayout& layout = *job.item->labels.layout;
   const std::byte* labels = job.item->labels.Head(kv_head, page);
   const size_t stride = job.code_words(), words = layout.words();
@@ -110,7 +105,8 @@ HWY_INLINE void PageScores(const ScoreJob& job, uint32_t page, uint32_t kv_head,
   const auto strips = [&]<uint32_t kBits>() {
     for (size_t t = 0; t < kBlockTokens; t += kStripTokens) {
       auto* strip = reinterpret_cast<float(*)[kBlockTokens]>(scores[0] + t);
-      StripScores<kBits, kHeads>(CodedPage(labels, t), words, codes, stride, fetch, strip);
+      fetch.Part(t / kStripTokens, kBlockTokens / kStripTokens, layout.head_stride());
+      StripScores<kBits, kHeads>(CodedPage(labels, t), words, codes, stride, strip);
     }
   };
   switch (layout.format) {
@@ -125,7 +121,7 @@ HWY_INLINE void PageScores(const ScoreJob& job, uint32_t page, uint32_t kv_head,
 
 // Calls function(head, count, scores) for blocks of up to 4 query heads of the KV head.
 template <typename Function>
-HWY_INLINE void ByHeads(const ScoreJob& job, uint32_t page, uint32_t kv_head, LineFetch& fetch,
+HWY_INLINE void ByHeads(const ScoreJob& job, uint32_t page, uint32_t kv_head, LabelLines& fetch,
                         const Function& function) {
   HWY_ALIGN float scores[4][kBlockTokens];
   const size_t group = job.args->group;
@@ -167,7 +163,7 @@ HWY_INLINE void PoolHead(Pooling pooling, bool first, const float* norm,
 
 void CodedScorePages(const ScoreJob& job, uint32_t begin, uint32_t end) {
   const ScoreLabelsArgs& args = *job.args;
-  ForPages(job, begin, end, job.first_head, job.end_head, [&](uint32_t page, LineFetch& fetch) {
+  ForPages(job, begin, end, job.first_head, job.end_head, [&](uint32_t page, LabelLines& fetch) {
     const uint32_t skipped = job.Skipped(page), valid = job.Valid(page);
     for (uint32_t kv_head = job.first_head; kv_head < job.end_head; ++kv_head) {
       const float* norms = job.normaliser + size_t{2} * kv_head * args.group;
@@ -213,7 +209,7 @@ void CodedNormaliseChunk(const ScoreJob& job, uint32_t chunk) {
       partials[2 * h + 1] = 0;
     }
     const uint32_t begin = job.ChunkBegin(chunk), end = job.ChunkEnd(chunk);
-    ForPages(job, begin, end, kv_head, kv_head + 1, [&](uint32_t page, LineFetch& fetch) {
+    ForPages(job, begin, end, kv_head, kv_head + 1, [&](uint32_t page, LabelLines& fetch) {
       ByHeads(job, page, kv_head, fetch,
               [&](size_t head, size_t count, float(*scores)[kBlockTokens]) {
                 for (size_t h = 0; h < count; ++h) {

@@ -14,6 +14,9 @@ namespace sparsekv::cpu {
 // Pages of a partial normaliser of kSoftmaxMass; a task has whole chunks of so many.
 inline constexpr uint32_t kChunkPages = 16;
 
+// Query heads that share a label which is widened.
+inline constexpr size_t kHeadsAtOnce = 4;
+
 // One item and some of its KV heads. The labels of a page's heads lie side by side, so a task takes
 // a part of the pages and of each many heads: it reads stretches as long as the layout allows.
 struct ScoreJob {
@@ -23,7 +26,9 @@ struct ScoreJob {
   float* scores = nullptr;  // [end_head - first_head, score_stride], from page `origin` on
   size_t score_stride = 0;
   uint32_t origin = 0;
-  float* query = nullptr;       // [kv_heads, group, channels], scaled for the pooling
+  // [kv_heads, group, channels], scaled for the pooling; but of labels that are bf16 every block of
+  // up to kHeadsAtOnce query heads is [channels, heads].
+  float* query = nullptr;
   float* partials = nullptr;    // kSoftmaxMass: [chunks, kv_heads, group, 2] = maximum, sum
   float* normaliser = nullptr;  // kSoftmaxMass: [kv_heads, group, 2] = maximum, 1 / sum of all
   uint32_t fetch_end = 0;       // pages before it are fetched ahead
@@ -74,7 +79,7 @@ struct LabelFetch {
   static constexpr uint32_t kPages = 4;
 
   LabelFetch(const ScoreJob& job, uint32_t page, uint32_t first_head, uint32_t end_head)
-      : lines(heads, kPages, 1, (end_head - first_head) * job.item->labels.layout->head_stride()) {
+      : lines(heads, 1, (end_head - first_head) * job.item->labels.layout->head_stride()) {
     for (uint32_t i = 0; i < kPages; ++i, ++page) {
       if (page >= job.fetch_end) page = job.fetch_end - 1;
       heads[i] = job.item->labels.Head(first_head, page);
@@ -83,8 +88,10 @@ struct LabelFetch {
   LabelFetch(const LabelFetch&) = delete;
 
   const std::byte* heads[kPages];
-  LineFetch lines;
+  LineFetch<kPages> lines;
 };
+
+using LabelLines = LineFetch<LabelFetch::kPages>;
 
 // Calls function(page, fetch) for the pages [begin, end), where `fetch` brings those that follow.
 template <typename Function>
