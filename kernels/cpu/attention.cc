@@ -59,6 +59,8 @@ void LoadQueries(const AttendBlock& block, float* q) {
 
 // Where the rows of a tile lie: the entries from `begin` on that some list of the block has.
 struct TileRows {
+  static constexpr size_t kRowsAbreast = 8;  // that are fetched side by side
+  static_assert(kAttendTile % kRowsAbreast == 0);
   const std::byte* rows[kAttendTile];
 
   void Find(const AttendBlock& block, uint32_t begin) {
@@ -68,6 +70,12 @@ struct TileRows {
       for (const std::byte*& row : rows) row = kZeroRow;
     }
     if (first < end) block.FindRows(first, end, rows + (first - begin));
+  }
+
+  // At once, where no tile before did.
+  void Fetch(size_t row_bytes) const {
+    LineFetch<kRowsAbreast> fetch(rows, kAttendTile / kRowsAbreast, row_bytes);
+    for (size_t at = 0; at < kAttendTile * row_bytes; at += fetch.kBurst) fetch.Burst();
   }
 
   // Whether they lie one behind the other.
@@ -187,8 +195,7 @@ void AddTile(const AttendBlock& block, const Workspace& work, const AttendPartia
 // as it follows fewer stretches; of rows that lie apart there is nothing to follow.
 void AddTile(const AttendBlock& block, const Workspace& work, const AttendPartial& part,
              uint32_t begin, uint32_t count, const TileRows& tile, const TileRows& next) {
-  constexpr size_t kRowsAbreast = 8;
-  static_assert(kAttendTile % kRowsAbreast == 0);
+  constexpr size_t kRowsAbreast = TileRows::kRowsAbreast;
   const size_t row_bytes = block.item->rows.layout->row_bytes();
   if (next.Follow(row_bytes)) {
     const std::byte* const halves[2] = {next.rows[0], next.rows[kAttendTile / 2]};
@@ -219,8 +226,9 @@ struct InTurn {
   }
 };
 
-// parts[b] = the split of blocks[b].
-void AddSplit(const InTurn& all, const AttendPartial* parts, uint32_t split) {
+// parts[b] = the split of blocks[b]. `is_first`: of a task; the others' first tile was fetched by
+// the split before.
+void AddSplit(const InTurn& all, const AttendPartial* parts, uint32_t split, bool is_first) {
   const AttendBlock& first = all.blocks[0];
   const size_t rows = first.rows();
   for (size_t b = 0; b < all.count; ++b) {
@@ -235,6 +243,7 @@ void AddSplit(const InTurn& all, const AttendPartial* parts, uint32_t split) {
   uint32_t begin = HWY_MAX(split * kAttendSplit, first.Begin(0) / kAttendTile * kAttendTile);
   size_t b = 0;
   tiles[0].Find(first, begin);
+  if (is_first) tiles[0].Fetch(first.item->rows.layout->row_bytes());
   for (uint32_t i = 0; begin < end; ++i) {
     const size_t block = b;
     const uint32_t from = begin;
@@ -310,9 +319,9 @@ void AttendWhole(const AttendBlock* blocks, size_t count, Scratch& scratch, unsi
     totals[b] = all.works[b].total;
   }
   const uint32_t first = blocks[0].first_split();
-  AddSplit(all, totals, first);
+  AddSplit(all, totals, first, true);
   for (uint32_t i = 1; i < blocks[0].splits(); ++i) {
-    AddSplit(all, parts, first + i);
+    AddSplit(all, parts, first + i, false);
     for (size_t b = 0; b < count; ++b) MergeSplit(blocks[b], totals[b], parts[b], first + i);
   }
   for (size_t b = 0; b < count; ++b) WriteOut(blocks[b], totals[b]);
@@ -329,7 +338,7 @@ void AttendSplit(const AttendBlock& block, uint32_t split, float* partials, Scra
                  unsigned thread) {
   const InTurn alone(&block, 1, scratch, thread);
   const AttendPartial part = PartialOf(block, partials, split);
-  AddSplit(alone, &part, block.first_split() + split);
+  AddSplit(alone, &part, block.first_split() + split, true);
 }
 
 void MergeSplits(const AttendBlock& block, float* partials) {
