@@ -95,8 +95,9 @@ struct TileRange {
 
 // Scores of the rows [first, end) into weights; a few rows at a time, so that one does not wait for
 // the highest score of another.
+template <class Fetch>
 void WeighRows(const Workspace& work, const AttendPartial& part, size_t first, size_t end,
-               TileRange range, float scale) {
+               TileRange range, float scale, Fetch& fetch) {
   constexpr size_t kRows = 4;
   for (; first < end; first += kRows) {
     const size_t rows = HWY_MIN(kRows, end - first);
@@ -107,6 +108,7 @@ void WeighRows(const Workspace& work, const AttendPartial& part, size_t first, s
                                part.maximum[first + r]);
     }
     for (size_t r = 0; r < rows; ++r) {
+      fetch.Burst();  // else the memory would be idle meanwhile
       work.factors[first + r] = WeighScores(scores + r * kAttendTile, highest[r],
                                             part.maximum + first + r, part.total + first + r);
     }
@@ -121,7 +123,7 @@ void AddWeighted(const AttendBlock& block, const Workspace& work, const AttendPa
   const size_t padded = PaddedDim(*block.args);
   const size_t first = size_t{token} * block.args->group;
   const size_t rows = size_t{tokens} * block.args->group;
-  WeighRows(work, part, first, first + rows, range, block.args->scale);
+  WeighRows(work, part, first, first + rows, range, block.args->scale, fetch);
   const float* weights = work.scores + first * kAttendTile + range.from;
   if (IsFew(block)) {
     AddValuesFew({.tile = tile.rows + range.from,
