@@ -20,39 +20,42 @@ class SelectAttendTest : public BackendTest {
     uint32_t kv_heads = 1;
     uint32_t group = 1;
     LabelFormat format = LabelFormat::kBf16;
+    DType dtype = DType::kBF16;
     std::vector<uint32_t> lengths, counts;
   };
 
+  // Two queries, lists and results, as of two layers.
   struct Run {
     Run(Random& random, const Shape& of)
         : shape(of),
           stride(*std::ranges::max_element(of.counts)),
           labels(of.kv_heads, 8, of.lengths, of.format),
-          rows(random, of.kv_heads, kDim, DType::kBF16, of.lengths),
+          rows(random, of.kv_heads, kDim, of.dtype, of.lengths),
           channels(Labels::Channels(random, of.kv_heads, kDim, 8)),
-          q(random.Normals(of.lengths.size() * width(), 2.0f)),
           scores(of.lengths.size() * of.kv_heads * score_stride()),
-          out(of.lengths.size() * width()) {
+          out{Output<float>(of.lengths.size() * width()),
+              Output<float>(of.lengths.size() * width())} {
       for (uint32_t i = 0; i < of.lengths.size(); ++i) {
         labels.Fill(random, i, of.lengths[i]);
         rows.Fill(random, i, of.lengths[i]);
       }
+      for (auto& one : q) one = random.Normals(of.lengths.size() * width(), 2.0f);
       for (auto& list : lists) list.assign(of.lengths.size() * of.kv_heads * stride, 0);
     }
 
     size_t width() const { return size_t{shape.kv_heads} * shape.group * kDim; }
     size_t score_stride() const { return *std::ranges::max_element(shape.lengths); }
 
-    // Selects to one of the lists.
-    void Select(Backend& backend, uint32_t to) {
+    // To one of the lists, by one of the queries.
+    void Select(Backend& backend, uint32_t list, uint32_t query) {
       std::vector<ScoreLabelsArgs::Item> score;
       std::vector<SelectArgs::Item> select;
       for (uint32_t i = 0; i < shape.lengths.size(); ++i) {
         float* at = scores.data() + i * shape.kv_heads * score_stride();
         score.push_back({i, shape.lengths[i], labels.Table(i), at});
-        select.push_back({at, shape.lengths[i], shape.counts[i], List(to, i)});
+        select.push_back({at, shape.lengths[i], shape.counts[i], List(list, i)});
       }
-      backend.ScoreSelect({.q = q.data(),
+      backend.ScoreSelect({.q = q[query].data(),
                            .kv_heads = shape.kv_heads,
                            .group = shape.group,
                            .head_dim = kDim,
@@ -65,7 +68,8 @@ class SelectAttendTest : public BackendTest {
                            .items = select});
     }
 
-    void Attend(Backend& backend, uint32_t list) {
+    // By the query, to its result.
+    void Attend(Backend& backend, uint32_t list, uint32_t query) {
       std::vector<AttendArgs::Item> items;
       for (uint32_t i = 0; i < shape.lengths.size(); ++i) {
         items.push_back({.span = {.first = i, .tokens = 1, .position = shape.lengths[i] - 1},
@@ -73,8 +77,8 @@ class SelectAttendTest : public BackendTest {
                          .selection = List(list, i),
                          .count = shape.counts[i]});
       }
-      backend.Attend({.q = q.data(),
-                      .out = out.data(),
+      backend.Attend({.q = q[query].data(),
+                      .out = out[query].data(),
                       .kv_heads = shape.kv_heads,
                       .group = shape.group,
                       .head_dim = kDim,
@@ -86,10 +90,10 @@ class SelectAttendTest : public BackendTest {
     uint32_t* List(uint32_t list, uint32_t item) {
       return lists[list].data() + item * shape.kv_heads * stride;
     }
-    // So that a list of before, or an output, is none of this step.
+    // So that a list of before, or a result, is none of this step.
     void Forget() {
       for (auto& list : lists) std::ranges::fill(list, 0u);
-      std::fill_n(out.data(), out.size(), NAN);
+      for (auto& one : out) std::fill_n(one.data(), one.size(), NAN);
     }
 
     const Shape shape;
@@ -97,36 +101,51 @@ class SelectAttendTest : public BackendTest {
     Labels labels;
     Rows rows;
     Shared<uint16_t> channels;
-    Shared<float> q;
+    Shared<float> q[2];
     Output<float> scores;
-    Output<float> out;
+    Output<float> out[2];
     Shared<uint32_t> lists[2];
   };
 
-  // What `steps` note in one step, again and again, and what the operations give one by one.
+  // step(backend), in one step, again and again: each query's result is what the operations give
+  // one by one.
   template <typename Step>
   void Check(Run& run, const Step& step) {
-    run.Forget();
-    InStep(backend(), StepKind::kDecode, [&] { run.Select(backend(), 0); });
-    InStep(backend(), StepKind::kDecode, [&] { run.Attend(backend(), 0); });
-    const std::vector<float> expected(run.out.data(), run.out.data() + run.out.size());
-    for (float value : expected) ASSERT_TRUE(std::isfinite(value));
-    for (uint32_t round = 0; round < 3; ++round) {
+    for (StepKind kind : Kinds()) {
+      std::vector<float> expected[2];
       run.Forget();
-      InStep(backend(), StepKind::kDecode, [&] { step(); });
-      ExpectSameBits(run.out.data(), expected.data(), expected.size(), "attention");
+      for (uint32_t query : {0, 1}) {
+        InStep(backend(), kind, [&] { run.Select(backend(), 0, query); });
+        InStep(backend(), kind, [&] { run.Attend(backend(), 0, query); });
+        expected[query].assign(run.out[query].data(),
+                               run.out[query].data() + run.out[query].size());
+        for (float value : expected[query]) ASSERT_TRUE(std::isfinite(value));
+      }
+      for (Backend* on : {&backend(), &backend(), &backend(), &other()}) {
+        run.Forget();
+        InStep(*on, kind, [&] { step(*on); });
+        for (uint32_t query : {0, 1}) {
+          if (std::isnan(run.out[query].data()[0])) continue;  // not of this step
+          ExpectSameBits(run.out[query].data(), expected[query].data(), expected[query].size(),
+                         "attention");
+        }
+        EXPECT_FALSE(std::isnan(run.out[0].data()[0]));
+        EXPECT_TRUE(run.out[0].MarginsUntouched() && run.out[1].MarginsUntouched());
+      }
     }
-    EXPECT_TRUE(run.out.MarginsUntouched());
   }
 
+  // Two layers, the lists of the second where the first one's were.
   void CheckInOneStep(Random& random, const Shape& shape) {
     SCOPED_TRACE(::testing::Message() << shape.lengths.size() << " items, the first of "
                                       << shape.lengths[0] << ", " << shape.kv_heads << " x "
                                       << shape.group << " heads, labels " << Name(shape.format));
     Run run(random, shape);
-    Check(run, [&] {
-      run.Select(backend(), 0);
-      run.Attend(backend(), 0);
+    Check(run, [&](Backend& on) {
+      for (uint32_t query : {0, 1}) {
+        run.Select(on, 0, query);
+        run.Attend(on, 0, query);
+      }
     });
   }
 };
@@ -137,6 +156,7 @@ TEST_P(SelectAttendTest, AnyShape) {
   for (uint32_t round = 0; round < 12; ++round) {
     Shape shape{.kv_heads = random.Between(1, 4), .group = random.Pick({1u, 2u, 4u, 8u, 11u})};
     if (round % 3 == 2) shape.format = LabelFormat::kInt4;
+    if (round % 4 == 3) shape.dtype = random.Pick({DType::kF16, DType::kF32});
     const bool same = round % 4 != 0;
     const uint32_t count = random.Between(69, 900), items = random.Between(1, 9);
     for (uint32_t i = 0; i < items; ++i) {
@@ -165,22 +185,49 @@ TEST_P(SelectAttendTest, OtherListsThanTheLast) {
                    .group = 4,
                    .lengths = std::vector<uint32_t>(5, 1500),
                    .counts = std::vector<uint32_t>(5, 300)});
-  Check(run, [&] {
-    run.Select(backend(), 0);
-    run.Select(backend(), 1);
-    run.Attend(backend(), 0);
+  Check(run, [&](Backend& on) {
+    run.Select(on, 0, 0);
+    run.Select(on, 1, 1);
+    run.Attend(on, 0, 0);
+    run.Attend(on, 1, 1);
   });
-  Check(run, [&] {
-    run.Select(backend(), 1);
-    run.Select(backend(), 0);
-    backend().Copy(run.List(0, 0), run.List(1, 0), sizeof(uint32_t));
-    run.Attend(backend(), 0);
+  Check(run, [&](Backend& on) {
+    run.Select(on, 1, 1);
+    run.Select(on, 0, 0);
+    on.Fill(run.scores.data(), 0, sizeof(float));
+    run.Attend(on, 0, 0);
   });
-  Check(run, [&] {
-    run.Select(backend(), 0);
-    backend().WaitFor(backend().Mark());
-    run.Attend(backend(), 0);
+  Check(run, [&](Backend& on) {
+    run.Select(on, 0, 0);
+    on.WaitFor(on.Mark());
+    run.Attend(on, 0, 0);
   });
+}
+
+// Selected on one lane, attended to on another; and outside of a step.
+TEST_P(SelectAttendTest, OtherLanesAndNoStep) {
+  Random random(64);
+  Run run(random, {.kv_heads = 2, .group = 4, .lengths = {1500, 1500}, .counts = {300, 300}});
+  Check(run, [&](Backend& on) {
+    const uint32_t begun = on.Mark();
+    on.UseLane(Lane::kPredict);
+    on.WaitFor(begun);
+    run.Select(on, 0, 0);
+    const uint32_t selected = on.Mark();
+    on.UseLane(Lane::kCompute);
+    on.WaitFor(selected);
+    run.Attend(on, 0, 0);
+  });
+  run.Forget();
+  run.Select(backend(), 0, 0);
+  run.Attend(backend(), 0, 0);
+  const std::vector<float> alone(run.out[0].data(), run.out[0].data() + run.out[0].size());
+  run.Forget();
+  InStep(backend(), StepKind::kPrompt, [&] {
+    run.Select(backend(), 0, 0);
+    run.Attend(backend(), 0, 0);
+  });
+  ExpectSameBits(run.out[0].data(), alone.data(), alone.size(), "attention");
 }
 
 }  // namespace

@@ -441,6 +441,8 @@ TEST_P(ScoreThenSelectTest, ScoresThatASampleMisjudges) {
     CheckScores(random, tokens, count, height);
     CheckScores(random, tokens, count, [&](uint32_t t) { return -height(t); });
     CheckScores(random, tokens, count, [](uint32_t) { return 0.0f; });
+    CheckScores(random, tokens, count, [](uint32_t t) { return t % 3 ? 1.0f : kInfinity; });
+    CheckScores(random, tokens, count, [](uint32_t t) { return t % 3 ? -kInfinity : 1.0f; });
     // What a sample sees lies above all numbers that are wanted besides, and NaN ranks below those.
     CheckScores(random, tokens, count, [](uint32_t t) {
       if (t / kBlockTokens % 8 == 1 && t % kBlockTokens < 2) return 2.0f;
@@ -478,6 +480,8 @@ TEST_P(ScoreThenSelectTest, PartsOfMoreTokensThanAreKept) {
     CheckScores(random, tokens, count, [&](uint32_t t) { return -height(t); });
     CheckScores(random, tokens, count, [&](uint32_t t) { return height(t % 9973); });
     CheckScores(random, tokens, count, [](uint32_t) { return 0.0f; });
+    CheckScores(random, tokens, count, [](uint32_t t) { return t % 3 ? 1.0f : kInfinity; });
+    CheckScores(random, tokens, count, [](uint32_t t) { return t % 3 ? -kInfinity : 1.0f; });
   }
   // The longest parts.
   for (LabelFormat format : {LabelFormat::kBf16, LabelFormat::kInt4}) {

@@ -57,7 +57,8 @@ FewItem ItemOf(const AttendArgs::Item& item, const AttendArgs& args) {
 RowsDone DoneBefore(const AttendArgs& args, const std::vector<FewItem>& items,
                     const SelectedRows& selected, const Tape& tape) {
   if (selected.noted != tape.noted() || selected.lane != tape.lane()) return {};
-  if (selected.kv_heads != args.kv_heads || selected.selections.size() != items.size()) return {};
+  if (selected.kv_heads != args.kv_heads || selected.stride != args.selection_stride) return {};
+  if (selected.selections.size() != items.size()) return {};
   for (size_t i = 0; i < items.size(); ++i) {
     if (items[i].selection != selected.selections[i]) return {};
     if (items[i].splits != items[0].splits) return {};
@@ -133,8 +134,10 @@ void LaunchOfType(const FewCall& call, Tape& tape) {
         return LaunchMma<T, 256>(call, tape);
     }
   }
+  FewCall waits = call;
+  waits.rows_done = {};
   LaunchFew(AttendFewPlain<T>, kPlainWarps * kWarp,
-            PlainSharedBytes(call.pass_heads, call.head_dim), call, tape);
+            PlainSharedBytes(call.pass_heads, call.head_dim), waits, tape);
 }
 
 }  // namespace

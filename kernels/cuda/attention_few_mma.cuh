@@ -363,7 +363,7 @@ __global__ void __launch_bounds__(FewShape<kHeadDim>::kWarps* kWarp, 3) AttendFe
   const bool early = call.rows_done.any();
   if (share.count > 0) place = PlaceOf(call, share.first);
   if (!early) BeginKernel();
-  if (share.count == 0) return;
+  if (share.count == 0) return;  // others have units, and wait at the end
   const uint32_t warp = threadIdx.x / kWarp;
   const uint32_t ring =
       static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + warp * Shape::kRingBytes;

@@ -161,7 +161,6 @@ __global__ void __launch_bounds__(kPlainWarps* kWarp) AttendFewPlain(FewCall cal
   PlainHeads<T> heads(query, weights[warp], call.head_dim, call.scale);
   uint32_t done = 0;  // units of the list
   for (uint32_t unit = share.first; unit < share.first + share.count; ++unit) {
-    if (done == 0 && unit > share.first) place.Find(call);
     const FewItem& item = call.items[place.item];
     const uint32_t entries = SplitEntries(item, place.split), used = place.Heads(call);
     const float* q = call.q + place.Offset(call, item.token);

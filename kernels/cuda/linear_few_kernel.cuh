@@ -76,7 +76,7 @@ __device__ inline void CopyAhead(uint32_t to, const void* from, uint32_t bytes) 
                "r"(bytes)
                : "memory");
 }
-// Of weights, which nobody reads again in the step.
+// Of weights, which are read once for 32 tokens.
 __device__ inline void CopyOnceAhead(uint32_t to, const void* from, uint32_t bytes) {
   asm volatile(
       "cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(to),

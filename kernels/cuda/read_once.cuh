@@ -2,9 +2,10 @@
 
 #include <cstdint>
 
-// What a step reads once (weights, rows, labels) goes from L2 before what it comes back to. Not
-// least that are the page tables of host memory: its pages are small, a row of the segment needs an
-// entry of its own, and entries that L2 has lost make rows come at half the link's speed.
+// What a step reads once (weights, of up to 32 tokens, and rows, of groups up to 8; others soon
+// again) goes from L2 before what it comes back to. What matters most to keep are page table
+// entries of host memory: its pages are small, each row of the segment needs an entry, and where L2
+// has lost them rows come at half the link's speed.
 namespace sparsekv::cuda {
 
 // For instructions that take a cache hint.

@@ -23,8 +23,9 @@ __device__ inline void SayDone(RowsDone done, uint32_t row) {
 }
 
 // The row that is number `at`, from 0, of those that are done, or simply row `at` where rows have
-// several CTAs: they come together then. What was written for it is seen by the thread. REQUIRES:
-// the CTAs of the kernel that says so are at work or have been.
+// several CTAs: they come together then. What was written for it, and by all kernels before, is
+// seen by the thread. REQUIRES: the CTAs of the kernel that says so are at work or have been, each
+// waited for the kernels before it, and they wait for nobody outside of it.
 __device__ inline uint32_t WaitForRow(RowsDone done, uint32_t at) {
   while (true) {
     uint32_t word;

@@ -26,6 +26,7 @@ struct RowsDone {
 struct SelectedRows {
   RowsDone done;
   uint32_t kv_heads = 0;
+  size_t stride = 0;
   std::vector<const uint32_t*> selections;  // of its items
   uint64_t noted = 0;                       // Tape::noted() after it: what is right behind it
   Lane lane = Lane::kCompute;

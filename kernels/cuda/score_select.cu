@@ -137,21 +137,24 @@ bool ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select, Tape& t
       .rows = static_cast<uint32_t>(score.items.size()) * score.kv_heads, .tokens = 0, .want = 0};
   for (size_t i = 0; i < score.items.size(); ++i) {
     const ScoreLabelsArgs::Item& scored = score.items[i];
-    const SelectArgs::Item& selected = select.items[i];
+    const SelectArgs::Item& chosen = select.items[i];
     CHECK_EQ(scored.labels.layout->kv_heads, score.kv_heads);
     CHECK_EQ(scored.labels.layout->channels, layout.channels);
     CHECK(scored.labels.layout->format == layout.format);
-    CHECK_EQ(scored.tokens, selected.tokens);
-    CHECK(scored.scores == selected.scores);
-    CHECK_LE(AlwaysSetSize(selected.tokens), selected.count);
-    CHECK_LE(selected.count, selected.tokens);
-    items.push_back({ViewOf(scored.labels), selected.selection, select.selection_stride,
-                     scored.query, scored.tokens, selected.count});
+    CHECK_EQ(scored.tokens, chosen.tokens);
+    CHECK(scored.scores == chosen.scores);
+    CHECK_LE(AlwaysSetSize(chosen.tokens), chosen.count);
+    CHECK_LE(chosen.count, chosen.tokens);
+    items.push_back({ViewOf(scored.labels), chosen.selection, select.selection_stride, scored.query,
+                     scored.tokens, chosen.count});
     if (!items.back().Chooses()) continue;
     work.tokens = std::max(work.tokens, scored.tokens);
-    work.want = std::max(work.want, selected.count - AlwaysSetSize(selected.tokens));
+    work.want = std::max(work.want, chosen.count - AlwaysSetSize(chosen.tokens));
   }
-  *selected = {.kv_heads = score.kv_heads, .selections = {}, .lane = tape.lane()};
+  *selected = {.kv_heads = score.kv_heads,
+               .stride = select.selection_stride,
+               .selections = {},
+               .lane = tape.lane()};
   for (const SelectArgs::Item& item : select.items) {
     selected->selections.push_back(item.selection);
   }

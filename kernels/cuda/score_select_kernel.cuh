@@ -21,7 +21,8 @@
 // meanwhile. What may be selected is kept in shared memory
 // (score_select_candidates.cuh), so that no CTA waits for another one while it scores. Then the
 // cluster finds the last selected candidate (score_select_find.cuh), and each CTA lists what it has
-// of them in order: a bit per token, a running sum over the bits.
+// of them in order: a bit per token, a running sum over the bits. Then it says that it has
+// (rows_done.cuh).
 //
 // A Scorer has kTokens of a lane, kStride from one to the next (1, or 32 where neighbours are other
 // lanes'), Lines(job), the 128-byte lines of a page's labels, and Score, which pools the scores of
@@ -200,6 +201,8 @@ __device__ void ScoreAndSelectPart(const Job& job) {
     if (part.sampled) BringSample(job, part, shared);
     if (part.tokens > 0) BringPages(job, part, kFirstPages, shared);
   }
+  // In this order: attention that begins with the first rows relies on it that all CTAs have
+  // waited, as it does not wait for kernels before this one (rows_done.cuh).
   BeginKernel();
   NextMayBegin();
   WriteAlwaysSet(job, item, kv_head, cluster.rank);

@@ -29,12 +29,14 @@ namespace sparsekv::cuda {
 //
 // Early launch (compute capability 9.0, off with `early` false): where a kernel follows a kernel on
 // its lane and waits for no other, the device may place its CTAs while the one before still runs.
-// They wait in BeginKernel (begin_kernel.cuh), so that no result depends on it.
+// They wait in BeginKernel (begin_kernel.cuh), or for the rows they need (rows_done.cuh), so that
+// no result depends on it.
 //
 // Hence the rule for operations: grids and arguments by value may depend on the model and on the
 // number of items, not on positions. A kernel that has more or less to do reads that from its
 // parameters and strides over a fixed grid. Scoring and selecting in one kernel has few grids, by
-// the power of two that the longest row needs: a step that crosses one is captured anew.
+// the power of two that the longest row needs: a step that crosses one is captured anew. So is one
+// whose selected lists stop or begin to have equally many splits (AttendFew: two shapes).
 //
 // Belongs to the device thread. Device memory: kParamBytes and what Reserve took; pinned host
 // memory: kParamBytes and kResultBytes.
@@ -116,8 +118,9 @@ class Tape {
   void WaitFor(uint32_t mark);
 
   // Device memory that operations may use between two of their own kernels, on one lane: `bytes` of
-  // the lane's buffer from its start. Grows outside of graphs only: REQUIRES that Reserve was
-  // called with the most that any step needs, where allocation after the start is to be avoided.
+  // the lane's buffer from its start. (ScoreSelect takes none where it is one kernel: attention
+  // that begins beside it has it.) Grows outside of graphs only: REQUIRES that Reserve was called
+  // with the most that any step needs, where allocation after the start is to be avoided.
   std::byte* Scratch(size_t bytes);
   void ReserveScratch(size_t bytes);
 
