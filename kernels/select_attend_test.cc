@@ -107,14 +107,14 @@ class SelectAttendTest : public BackendTest {
     Shared<uint32_t> lists[2];
   };
 
-  // step(backend), in one step, again and again: each query's result is what the operations give
-  // one by one.
+  // step(backend), in one step, again and again: the results of so many queries are what the
+  // operations give one by one.
   template <typename Step>
-  void Check(Run& run, const Step& step) {
+  void Check(Run& run, uint32_t queries, const Step& step) {
     for (StepKind kind : Kinds()) {
       std::vector<float> expected[2];
       run.Forget();
-      for (uint32_t query : {0, 1}) {
+      for (uint32_t query = 0; query < queries; ++query) {
         InStep(backend(), kind, [&] { run.Select(backend(), 0, query); });
         InStep(backend(), kind, [&] { run.Attend(backend(), 0, query); });
         expected[query].assign(run.out[query].data(),
@@ -124,12 +124,10 @@ class SelectAttendTest : public BackendTest {
       for (Backend* on : {&backend(), &backend(), &backend(), &other()}) {
         run.Forget();
         InStep(*on, kind, [&] { step(*on); });
-        for (uint32_t query : {0, 1}) {
-          if (std::isnan(run.out[query].data()[0])) continue;  // not of this step
+        for (uint32_t query = 0; query < queries; ++query) {
           ExpectSameBits(run.out[query].data(), expected[query].data(), expected[query].size(),
                          "attention");
         }
-        EXPECT_FALSE(std::isnan(run.out[0].data()[0]));
         EXPECT_TRUE(run.out[0].MarginsUntouched() && run.out[1].MarginsUntouched());
       }
     }
@@ -141,7 +139,7 @@ class SelectAttendTest : public BackendTest {
                                       << shape.lengths[0] << ", " << shape.kv_heads << " x "
                                       << shape.group << " heads, labels " << Name(shape.format));
     Run run(random, shape);
-    Check(run, [&](Backend& on) {
+    Check(run, 2, [&](Backend& on) {
       for (uint32_t query : {0, 1}) {
         run.Select(on, 0, query);
         run.Attend(on, 0, query);
@@ -185,19 +183,19 @@ TEST_P(SelectAttendTest, OtherListsThanTheLast) {
                    .group = 4,
                    .lengths = std::vector<uint32_t>(5, 1500),
                    .counts = std::vector<uint32_t>(5, 300)});
-  Check(run, [&](Backend& on) {
+  Check(run, 2, [&](Backend& on) {
     run.Select(on, 0, 0);
     run.Select(on, 1, 1);
     run.Attend(on, 0, 0);
     run.Attend(on, 1, 1);
   });
-  Check(run, [&](Backend& on) {
+  Check(run, 1, [&](Backend& on) {
     run.Select(on, 1, 1);
     run.Select(on, 0, 0);
     on.Fill(run.scores.data(), 0, sizeof(float));
     run.Attend(on, 0, 0);
   });
-  Check(run, [&](Backend& on) {
+  Check(run, 1, [&](Backend& on) {
     run.Select(on, 0, 0);
     on.WaitFor(on.Mark());
     run.Attend(on, 0, 0);
@@ -208,7 +206,7 @@ TEST_P(SelectAttendTest, OtherListsThanTheLast) {
 TEST_P(SelectAttendTest, OtherLanesAndNoStep) {
   Random random(64);
   Run run(random, {.kv_heads = 2, .group = 4, .lengths = {1500, 1500}, .counts = {300, 300}});
-  Check(run, [&](Backend& on) {
+  Check(run, 1, [&](Backend& on) {
     const uint32_t begun = on.Mark();
     on.UseLane(Lane::kPredict);
     on.WaitFor(begun);

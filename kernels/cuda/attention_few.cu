@@ -134,7 +134,7 @@ void LaunchOfType(const FewCall& call, Tape& tape) {
         return LaunchMma<T, 256>(call, tape);
     }
   }
-  FewCall waits = call;
+  FewCall waits = call;  // for the whole kernel before, at its start
   waits.rows_done = {};
   LaunchFew(AttendFewPlain<T>, kPlainWarps * kWarp,
             PlainSharedBytes(call.pass_heads, call.head_dim), waits, tape);

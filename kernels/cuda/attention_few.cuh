@@ -254,20 +254,6 @@ __device__ inline bool IsLastOfList(const FewCall& call, const Place& place, uin
   return done_before + done == units;
 }
 
-// By the whole CTA, when each of its warps has written its results of the unit to `results`, shared
-// memory of ResultBytes(). They may be overwritten after.
-template <uint32_t kWarps>
-__device__ void FinishUnit(const FewCall& call, const Place& place, uint32_t unit,
-                           const float* results) {
-  const FewItem& item = call.items[place.item];
-  const bool whole = item.splits == 1;
-  float* partial = call.partials + uint64_t{unit} * call.pass_heads * call.ResultFloats();
-  __syncthreads();
-  MergeWarps<kWarps>(call, results, place.Heads(call), whole,
-                     whole ? call.out + place.Offset(call, item.token) : partial);
-  __syncthreads();
-}
-
 // By the whole CTA, after `unit`, the last of the `done` units that it has in a row of one list.
 // `results` is overwritten.
 template <uint32_t kWarps>
@@ -284,6 +270,27 @@ __device__ void FinishList(const FewCall& call, Place place, uint32_t unit, uint
                         reinterpret_cast<float2*>(results),
                         call.out + place.Offset(call, item.token));
   }
+}
+
+// By the whole CTA, when each of its warps has written its results of the unit, which is at
+// `place`, to `results`, shared memory of ResultBytes(). They may be overwritten after. Leads to
+// the next unit; `done`: units of its list that the CTA has done in a row.
+template <uint32_t kWarps>
+__device__ void FinishUnit(const FewCall& call, const Share& share, uint32_t unit, Place& place,
+                           uint32_t& done, float* results) {
+  const FewItem& item = call.items[place.item];
+  const bool whole = item.splits == 1;
+  float* partial = call.partials + uint64_t{unit} * call.pass_heads * call.ResultFloats();
+  __syncthreads();
+  MergeWarps<kWarps>(call, results, place.Heads(call), whole,
+                     whole ? call.out + place.Offset(call, item.token) : partial);
+  __syncthreads();
+  const Place of_list = place;
+  place.Advance(call, item.splits);
+  ++done;
+  if (unit + 1 < share.first + share.count && place.list == of_list.list) return;
+  FinishList<kWarps>(call, of_list, unit, done, results);
+  done = 0;
 }
 
 constexpr size_t ResultBytes(uint32_t warps, uint32_t pass_heads, uint32_t head_dim) {

@@ -392,13 +392,7 @@ __global__ void __launch_bounds__(FewShape<kHeadDim>::kWarps* kWarp, 3) AttendFe
       stage = (stage + 1) % Shape::kStages;
     }
     heads.Store(results + warp * call.pass_heads * (kHeadDim + kTail), used);
-    FinishUnit<Shape::kWarps>(call, place, unit, results);
-    const Place of_list = place;
-    place.Advance(call, item.splits);
-    ++done;
-    if (unit + 1 < share.first + share.count && place.list == of_list.list) continue;
-    FinishList<Shape::kWarps>(call, of_list, unit, done, results);
-    done = 0;
+    FinishUnit<Shape::kWarps>(call, share, unit, place, done, results);
   }
   if (early) EndKernel();
 }

@@ -179,13 +179,7 @@ __global__ void __launch_bounds__(kPlainWarps* kWarp) AttendFewPlain(FewCall cal
       heads.AddRows(row, min(entries - run, kWarp));
     }
     heads.Store(results + warp * call.pass_heads * call.ResultFloats());
-    FinishUnit<kPlainWarps>(call, place, unit, results);
-    const Place of_list = place;
-    place.Advance(call, item.splits);
-    ++done;
-    if (unit + 1 < share.first + share.count && place.list == of_list.list) continue;
-    FinishList<kPlainWarps>(call, of_list, unit, done, results);
-    done = 0;
+    FinishUnit<kPlainWarps>(call, share, unit, place, done, results);
   }
 }
 

@@ -56,7 +56,7 @@ void ScoreLabels(const ScoreLabelsArgs& args, Tape& tape);
 void Select(const SelectArgs& args, Tape& tape);
 // Both in one kernel, the scores never in memory. False, and no kernel noted, where that does not
 // apply: softmax mass, sums of codes, codes of groups over 8 or of too many channels, rows too long
-// (CtasOfRow), a device without clusters or with less shared memory.
+// (CtasOfRow), a device without clusters or with less shared memory. `selected`: for Attend.
 bool ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select, Tape& tape,
                  SelectedRows* selected);
 // Items of one token: split over their list. Items of more, in kPrompt: tiles of query tokens.

@@ -173,8 +173,7 @@ bool ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select, Tape& t
                    .lines = static_cast<uint32_t>(layout.head_stride() / kLineBytes),
                    .pooling = score.pooling,
                    .bits = static_cast<uint8_t>(CodeBits(layout.format)),
-                   .zeros = {},
-                   .zero = 0};
+                   .zeros = {}};
   selected->done.ctas = [&] {
     if (layout.coded()) return LaunchCoded(job, work, tape);
     if (job.group == 1) return LaunchHeads<1>(job, work, tape);

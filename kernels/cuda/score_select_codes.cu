@@ -139,7 +139,7 @@ struct CodeScorer {
     }
   }
 
-  struct Ahead {};  // the tokens of a unit wait for each other little: 4 times 32 of them
+  struct Ahead {};  // there are no registers for it
   __device__ void Begin(const std::byte* const*, Ahead&) const {}
 
   __device__ void Score(const Job&, const std::byte* const* pages, const std::byte* const*, Ahead&,

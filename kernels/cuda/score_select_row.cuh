@@ -53,8 +53,7 @@ struct Job {
   uint32_t lines;  // kLineBytes of a page's labels of a KV head
   Pooling pooling;
   uint8_t bits;  // of a code
-  uint8_t zeros[2];
-  uint32_t zero;
+  uint8_t zeros[6];
 };
 static_assert(std::has_unique_object_representations_v<Job>);
 
