@@ -29,8 +29,6 @@ struct PlainScorer {
     scoring::GatherQueries<kHeads, kThreads>(job, part, shared.queries);
   }
 
-  __device__ static uint32_t Lines(const Job& job) { return kWhole ? kChannels : job.lines; }
-
   // The labels of the unit that is scored next, of all channels at once.
   struct Ahead {
     Labels labels[kChannels];
@@ -170,7 +168,6 @@ bool ScoreSelect(const ScoreLabelsArgs& score, const SelectArgs& select, Tape& t
                    .head_dim = score.head_dim,
                    .channels = layout.channels,
                    .words = layout.words(),
-                   .lines = static_cast<uint32_t>(layout.head_stride() / kLineBytes),
                    .pooling = score.pooling,
                    .bits = static_cast<uint8_t>(CodeBits(layout.format)),
                    .zeros = {}};

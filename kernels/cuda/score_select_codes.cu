@@ -49,8 +49,6 @@ struct CodeScorer {
     scales[1] = queries.Scale(0, head + 1);
   }
 
-  __device__ static uint32_t Lines(const Job& job) { return job.lines; }
-
   // D += A B: 16 tokens by 16 channels of unsigned codes, 8 columns of signed ones. Of a quad g of
   // lanes and its lane j: a[0], a[1] are four channels from 4 j on of rows g and g + 8, b of column
   // g; d[0], d[1] are columns 2 j and 2 j + 1 of row g, d[2], d[3] of row g + 8.

@@ -17,18 +17,18 @@
 // A row (a KV head of an item) has one CTA, or a cluster of up to 16 where there are few rows, each
 // with an equal part: so many that all CTAs of the device are at work, and once if possible. A
 // sample says how high the last selected score will be about (score_select_sample.cuh). A warp
-// takes a cut of 128 tokens at a time; labels of the cuts that come next are on their way to L2
-// meanwhile. What may be selected is kept in shared memory
+// takes a cut of 128 tokens at a time. What may be selected is kept in shared memory
 // (score_select_candidates.cuh), so that no CTA waits for another one while it scores. Then the
 // cluster finds the last selected candidate (score_select_find.cuh), and each CTA lists what it has
 // of them in order: a bit per token, a running sum over the bits. Then it says that it has
-// (rows_done.cuh).
+// (rows_done.cuh). Labels are asked for by nothing but loads that say that they are read once:
+// prefetches fill L2, and what a step needs again, page table entries of the host's rows above
+// all, has left it then.
 //
 // A Scorer has kTokens of a lane, kStride from one to the next (1, or 32 where neighbours are other
-// lanes'), Lines(job), the 128-byte lines of a page's labels, and Score, which pools the scores of
-// the lane's tokens in a unit of the given pages; meanwhile it may load what it needs of the next
-// ones to Ahead, as Begin does for the first. It is made by the CTA, and gathers the part's queries
-// then.
+// lanes'), and Score, which pools the scores of the lane's tokens in a unit of the given pages;
+// meanwhile it may load what it needs of the next ones to Ahead, as Begin does for the first. It is
+// made by the CTA, and gathers the part's queries then.
 namespace sparsekv::cuda::fused {
 
 // Scores the cut and keeps all its tokens, or what reaches the bound. `next`: the cut after it.
@@ -69,7 +69,6 @@ __device__ uint32_t ScoreCuts(const Job& job, const Part& part, const Scorer& sc
   bool full = false;
 #pragma unroll 1
   for (; cut < cuts && !full; cut += kWarps) {
-    AskAhead(cut, part.tokens / kCutTokens, Scorer::Lines(job), shared);
     const uint32_t next = cut + kWarps < cuts ? cut + kWarps : cut;
     full = ScoreCut(job, part, scorer, cut, next, bound, ahead, shared);
   }
@@ -86,7 +85,7 @@ __device__ inline void EndSearch(Shared& shared) {
   __syncthreads();
 }
 
-// Returns the part's candidates. Its pages have been brought, the histograms are clear. Ends
+// Returns the part's candidates. Its pages are listed, the histograms are clear. Ends
 // with a barrier.
 template <typename Scorer>
 __device__ Candidates ScorePart(const Job& job, const Part& part, const Scorer& scorer, Bound bound,
@@ -198,8 +197,8 @@ __device__ void ScoreAndSelectPart(const Job& job) {
     Clear(shared.histograms[0]);
     Clear(shared.histograms[1]);
     __syncthreads();
-    if (part.sampled) BringSample(job, part, shared);
-    if (part.tokens > 0) BringPages(job, part, kFirstPages, shared);
+    if (part.sampled) ListSample(part, shared);
+    if (part.tokens > 0) ListPages(part, shared);
   }
   // In this order: attention that begins with the first rows relies on it that all CTAs have
   // waited, as it does not wait for kernels before this one (rows_done.cuh).

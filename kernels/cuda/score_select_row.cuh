@@ -50,10 +50,9 @@ struct Job {
   uint32_t head_dim;
   uint32_t channels;
   uint32_t words;  // of a label's codes
-  uint32_t lines;  // kLineBytes of a page's labels of a KV head
   Pooling pooling;
   uint8_t bits;  // of a code
-  uint8_t zeros[6];
+  uint8_t zeros[2];
 };
 static_assert(std::has_unique_object_representations_v<Job>);
 
@@ -143,33 +142,18 @@ __device__ inline Part CutRow(const Job& job, const Item& item, uint32_t kv_head
   return part;
 }
 
-inline constexpr uint32_t kLineBytes = 128;  // that L2 is asked for at once
-
-__device__ inline void BringToL2(const std::byte* line) {
-  asm volatile("prefetch.global.L2 [%0];" : : "l"(line));
-}
 // Tokens from the part's first to the last that competes.
 __device__ inline uint32_t TokensInUse(const Part& part) { return min(part.tokens, part.end); }
 
 // The part's pages; it is not empty. Where a page would lie beyond the last that competes, it is
-// that one's. The first `asked` of them, no more than threads, are on their way to L2 when this
-// returns. Complete after a barrier.
-__device__ inline void BringPages(const Job& job, const Part& part, uint32_t asked,
-                                  Shared& shared) {
+// that one's. Complete after a barrier.
+__device__ inline void ListPages(const Part& part, Shared& shared) {
   const auto* pages = reinterpret_cast<const unsigned long long*>(part.pages);
   const uint32_t last = (TokensInUse(part) - 1) / kBlockTokens;
-  // From the last thread on: the first ones have the queries to gather.
-  const uint32_t first = kThreads - 1 - threadIdx.x;
 #pragma unroll 4
-  for (uint32_t i = first; i < part.tokens / kBlockTokens; i += kThreads) {
+  for (uint32_t i = threadIdx.x; i < part.tokens / kBlockTokens; i += kThreads) {
     shared.pages[i] =
         reinterpret_cast<const std::byte*>(__ldg(pages + min(i, last))) + part.page_offset;
-  }
-  // Behind the pages of all threads, which would wait for these labels else.
-  if (first >= min(asked, part.tokens / kBlockTokens)) return;
-#pragma unroll 1
-  for (uint32_t line = 0; line < job.lines; ++line) {
-    BringToL2(shared.pages[first] + line * kLineBytes);
   }
 }
 

@@ -11,9 +11,9 @@
 // one; what is selected depends on it in no case.
 namespace sparsekv::cuda::fused {
 
-// The sample's pages, which are on their way to L2 when this returns. They lie apart by equal
-// steps, as scores of neighbours are alike, and all their tokens compete. Complete after a barrier.
-__device__ inline void BringSample(const Job& job, const Part& part, Shared& shared) {
+// The sample's pages. They lie apart by equal steps, as scores of neighbours are alike, and all
+// their tokens compete. Complete after a barrier.
+__device__ inline void ListSample(const Part& part, Shared& shared) {
   const uint32_t i = threadIdx.x;
   if (i >= kSamplePages) return;
   const uint32_t whole = (part.competing + kSinkTokens) / kBlockTokens;  // pages of the row
@@ -22,10 +22,6 @@ __device__ inline void BringSample(const Job& job, const Part& part, Shared& sha
   const auto* labels =
       reinterpret_cast<const std::byte*>(__ldg(pages + whole * (2 * i + 1) / (2 * kSamplePages)));
   shared.sample_pages[i] = labels + part.page_offset;
-#pragma unroll 1
-  for (uint32_t line = 0; line < job.lines; ++line) {
-    BringToL2(shared.sample_pages[i] + line * kLineBytes);
-  }
 }
 
 // The sum or the highest of every thread's value, by all threads of the CTA. `totals`: one per

@@ -10,24 +10,6 @@ namespace sparsekv::cuda::fused {
 
 // Query heads that share a label in registers.
 inline constexpr uint32_t kMostHeads = 8;
-// Rounds of cuts that labels are asked for ahead of the one in work: page tables of a large memory
-// are slow, and a warp has few registers for loads.
-inline constexpr uint32_t kRoundsAhead = 2;
-// Pages whose labels are asked for before the query is there: those of the rounds before.
-inline constexpr uint32_t kFirstPages = kRoundsAhead * kWarps * kCutPages;
-
-// In every second round of cuts asks L2 for the labels of two that come, of `cuts` in all. `lines`:
-// of a page.
-__device__ inline void AskAhead(uint32_t cut, uint32_t cuts, uint32_t lines, const Shared& shared) {
-  if (cut / kWarps % 2 == 1) return;
-#pragma unroll 1
-  for (uint32_t i = LaneId(); i < 2 * kCutPages * lines; i += kWarpThreads) {
-    const uint32_t page = i / lines;
-    const uint32_t of = cut + (kRoundsAhead + page / kCutPages) * kWarps;
-    if (of >= cuts) return;
-    BringToL2(shared.pages[of * kCutPages + page % kCutPages] + i % lines * kLineBytes);
-  }
-}
 
 template <uint32_t kTokens>
 struct Unit {
