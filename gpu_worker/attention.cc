@@ -96,6 +96,7 @@ std::vector<Attention::RopeRun> Attention::RopeRuns() const {
 }
 
 void Attention::Append(uint32_t layer, std::span<const uint32_t> positions) {
+  if (options_.fetcher) options_.fetcher->BeginLists();
   for (const RopeRun& run : RopeRuns()) AppendRun(layer, run, positions);
 }
 
@@ -195,6 +196,7 @@ void Attention::ForEachRound(uint32_t layer, bool predicted, std::span<Selecting
       stride = longest;
     }
     CHECK_GT(to, from);  // one sequence alone always fits
+    if (from > 0 && !predicted && options_.fetcher) options_.fetcher->BeginLists();
     ScoreAndSelect(layer, predicted, all.subspan(from, to - from), stride);
     if (on_selection_) ShowLists(layer, predicted, all.subspan(from, to - from), stride);
     use(all.subspan(from, to - from), stride);
@@ -274,9 +276,8 @@ RowFetcher::Request Attention::RequestFor(const Selecting& selecting, bool predi
 void Attention::AttendSelected(uint32_t layer, std::span<const Selecting> round, size_t stride) {
   if (measure_) JudgePrediction(layer, round, stride);
   SampleRecall(layer, round, stride);
-  std::vector<AttendArgs::Item> attend;
+  std::vector<AttendArgs::Item> attend, offloaded;
   std::vector<RowFetcher::Request> requests;
-  std::vector<AppendRowsArgs::Item> current;
   for (size_t n = 0; n < round.size(); ++n) {
     const auto [index, count] = std::pair(round[n].index, round[n].count);
     const StepItem& item = items_[index];
@@ -284,24 +285,37 @@ void Attention::AttendSelected(uint32_t layer, std::span<const Selecting> round,
     AttendArgs::Item one = {.span = Span(index), .selection = list, .count = count};
     if (item.offloaded()) {
       requests.push_back(RequestFor(round[n], false, n, stride));
-      one.rows = item.device->Rows(layer);
-      one.selection = requests.back().slots;
-      current.push_back({.span = one.span,
-                         .rows = one.rows,
-                         .slots = one.selection + count - 1,
-                         .slot_stride = stride});
+      offloaded.push_back(one);
     } else {
       one.rows = item.device ? item.device->Rows(layer) : HostRows(layer, item);
       if (item.counts) CountHere(layer, item, count);
+      attend.push_back(one);
     }
-    attend.push_back(one);
   }
   if (!requests.empty()) {
-    options_.fetcher->Bring(layer, requests, stride, &counts_[layer]);
-    backend_.AppendRows({.k = scratch_.k, .v = scratch_.v, .items = current});
+    options_.fetcher->Bring(layer, requests, stride, offloaded, &counts_[layer]);
+    AppendToSlots(offloaded, stride);
+    attend.insert(attend.end(), offloaded.begin(), offloaded.end());
   }
   Timeline::Span span(options_.timeline, "attend", layer);
   Attend(layer, attend, stride);
+  if (!requests.empty()) options_.fetcher->Keep();
+}
+
+// The current token's row, the last of each list that holds slots; else it is read from the
+// segment.
+void Attention::AppendToSlots(std::span<const AttendArgs::Item> items, size_t stride) {
+  std::vector<AppendRowsArgs::Item> current;
+  for (const AttendArgs::Item& item : items) {
+    if (item.offloaded) continue;
+    current.push_back({.span = item.span,
+                       .rows = item.rows,
+                       .slots = item.selection + item.count - 1,
+                       .slot_stride = stride});
+  }
+  if (!current.empty()) {
+    backend_.AppendRows({.k = scratch_.k, .v = scratch_.v, .items = current});
+  }
 }
 
 // What the paper does: the predicted rows and the current one, whatever the true query says.
@@ -311,7 +325,8 @@ void Attention::AttendPredicted(uint32_t layer, uint32_t index) {
   std::fill_n(scratch_.selection, config_.kv_heads, item.position);
   const RowFetcher::Request request =
       RequestFor({.index = index, .tokens = 1, .count = 1}, false, 0, 1);
-  options_.fetcher->Bring(layer, {&request, 1}, 1, &counts_[layer]);
+  AttendArgs::Item alone;
+  options_.fetcher->Bring(layer, {&request, 1}, 1, {&alone, 1}, &counts_[layer]);
   const RowFetcher::Prediction prediction = options_.fetcher->Predicted(layer, index);
   for (uint32_t head = 0; head < config_.kv_heads; ++head) {
     prediction.slots[head * prediction.stride + prediction.count] = scratch_.slots[head];
@@ -327,11 +342,7 @@ void Attention::AttendPredicted(uint32_t layer, uint32_t index) {
                                    .rows = item.device->Rows(layer),
                                    .selection = prediction.slots,
                                    .count = prediction.count + 1};
-  const AppendRowsArgs::Item current = {.span = attend.span,
-                                        .rows = attend.rows,
-                                        .slots = prediction.slots + prediction.count,
-                                        .slot_stride = prediction.stride};
-  backend_.AppendRows({.k = scratch_.k, .v = scratch_.v, .items = {&current, 1}});
+  AppendToSlots({&attend, 1}, prediction.stride);
   Timeline::Span span(options_.timeline, "attend", layer);
   Attend(layer, {&attend, 1}, prediction.stride);
 }

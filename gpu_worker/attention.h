@@ -118,6 +118,7 @@ class Attention {
   void AttendDense(uint32_t layer);
   void AttendSelected(uint32_t layer, std::span<const Selecting> round, size_t stride);
   void AttendPredicted(uint32_t layer, uint32_t index);
+  void AppendToSlots(std::span<const AttendArgs::Item> items, size_t stride);
   // Scores and selects in rounds that fit the scratch, and hands each round on, its lists in
   // Lists::selection, [round][kv_heads, stride].
   void ForEachRound(uint32_t layer, bool predicted, std::span<Selecting> all, const Use& use);

@@ -167,6 +167,19 @@ absl::StatusOr<std::byte*> Device::TakeTable(const void* table, size_t bytes) {
   return memory;
 }
 
+absl::Status Device::UseBlocks(std::span<const uint32_t> blocks) {
+  return shared_rows ? shared_rows->Use(blocks) : absl::OkStatus();
+}
+
+// 0, 1, ...: of a pool whose blocks are used in order.
+absl::StatusOr<const uint32_t*> Device::TakeBlocks(uint32_t count) {
+  std::vector<uint32_t> blocks(count);
+  std::iota(blocks.begin(), blocks.end(), 0u);
+  auto table = TakeTable(blocks.data(), blocks.size() * sizeof(uint32_t));
+  if (!table.ok()) return table.status();
+  return reinterpret_cast<const uint32_t*>(*table);
+}
+
 absl::Status Device::MakeTables(const ModelFiles& files) {
   std::byte* memory = nullptr;
   if (!backend->host_memory()) {
@@ -244,22 +257,7 @@ absl::Status Device::MakeFetcher(const ModelFiles& files, const Options& options
     if (!taken.ok()) return taken.status();
     lists = *taken;
   }
-  if (!backend->host_memory()) {
-    auto journal = arena->Take(
-        "selection",
-        LaneRowFetcher::JournalBytes(files.config.layers, plan.max_batch, files.config.kv_heads));
-    if (!journal.ok()) return journal.status();
-    fetcher =
-        std::make_unique<LaneRowFetcher>(LaneRowFetcher::Options{.host_layout = options.row_layout,
-                                                                 .host_pool = options.row_pool,
-                                                                 .backend = backend.get(),
-                                                                 .layers = files.config.layers,
-                                                                 .lists = lists,
-                                                                 .set_slots = plan.set_slots,
-                                                                 .journal = *journal,
-                                                                 .max_batch = plan.max_batch});
-    return absl::OkStatus();
-  }
+  if (!backend->host_memory()) return MakeLaneFetcher(files, options, lists);
   if (plan.prediction) {
     prefetcher = std::make_unique<Prefetcher>(Prefetcher::Options{
         .link = link.get(), .gather = options.gather, .timeline = options.timeline});
@@ -274,6 +272,34 @@ absl::Status Device::MakeFetcher(const ModelFiles& files, const Options& options
                                                                .lists = lists,
                                                                .set_slots = plan.set_slots,
                                                                .max_batch = plan.max_batch});
+  return absl::OkStatus();
+}
+
+absl::Status Device::MakeLaneFetcher(const ModelFiles& files, const Options& options,
+                                     std::byte* lists) {
+  auto journal = arena->Take(
+      "selection",
+      LaneRowFetcher::JournalBytes(files.config.layers, plan.max_batch, files.config.kv_heads));
+  if (!journal.ok()) return journal.status();
+  LaneRowFetcher::Options lane_options{.host_layout = options.row_layout,
+                                       .host_pool = options.row_pool,
+                                       .backend = backend.get(),
+                                       .layers = files.config.layers,
+                                       .lists = lists,
+                                       .set_slots = plan.set_slots,
+                                       .journal = *journal,
+                                       .max_batch = plan.max_batch};
+  if (plan.landing_blocks > 0) {
+    lane_options.landing_layout = files.Layout(plan.landing_blocks);
+    lane_options.landing_layout.layers = 1;
+    auto landing = arena->Take("rows", lane_options.landing_layout.pool_bytes());
+    if (!landing.ok()) return landing.status();
+    lane_options.landing = *landing;
+    auto blocks = TakeBlocks(plan.landing_blocks);
+    if (!blocks.ok()) return blocks.status();
+    lane_options.landing_blocks = *blocks;
+  }
+  fetcher = std::make_unique<LaneRowFetcher>(lane_options);
   return absl::OkStatus();
 }
 
@@ -300,11 +326,9 @@ absl::Status Device::MakeAttention(const ModelFiles& files, const Options& optio
     auto prefill = arena->Take("prefill", attention_options.prefill_layout.pool_bytes());
     if (!prefill.ok()) return prefill.status();
     attention_options.prefill = *prefill;
-    std::vector<uint32_t> blocks(attention_options.prefill_layout.blocks);
-    std::iota(blocks.begin(), blocks.end(), 0u);
-    auto table = TakeTable(blocks.data(), blocks.size() * sizeof(uint32_t));
-    if (!table.ok()) return table.status();
-    attention_options.prefill_blocks = reinterpret_cast<const uint32_t*>(*table);
+    auto blocks = TakeBlocks(attention_options.prefill_layout.blocks);
+    if (!blocks.ok()) return blocks.status();
+    attention_options.prefill_blocks = *blocks;
   }
   attention = std::make_unique<Attention>(attention_options);
   return absl::OkStatus();

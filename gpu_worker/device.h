@@ -82,9 +82,7 @@ struct Device {
   std::vector<MemoryUse> Memory() const;
 
   // Before a sequence's blocks of the segment are used. As SharedRows::Use.
-  absl::Status UseBlocks(std::span<const uint32_t> blocks) {
-    return shared_rows ? shared_rows->Use(blocks) : absl::OkStatus();
-  }
+  absl::Status UseBlocks(std::span<const uint32_t> blocks);
 
   std::unique_ptr<Backend> backend;
   std::unique_ptr<SharedRows> shared_rows;  // null where the device's memory is the host's
@@ -110,7 +108,9 @@ struct Device {
   absl::Status MakeAttention(const ModelFiles& files, const Options& options,
                              const Scratch& scratch);
   absl::Status MakeFetcher(const ModelFiles& files, const Options& options);
+  absl::Status MakeLaneFetcher(const ModelFiles& files, const Options& options, std::byte* lists);
   absl::StatusOr<std::byte*> TakeTable(const void* table, size_t bytes);
+  absl::StatusOr<const uint32_t*> TakeBlocks(uint32_t count);
 
   const uint16_t* channel_table_ = nullptr;
 };

@@ -86,7 +86,6 @@ bool DeviceRows::Take(RowPlacement placement, uint32_t tokens, uint32_t selectio
     CHECK(!free_drifts_.empty());
     sets->drift = free_drifts_.back();
     free_drifts_.pop_back();
-    sets->drift->steps = 0;
   }
   sets->block_table = tables->Put(sets->blocks);
   sets->map_table = tables->Put(sets->map_pages);
@@ -94,12 +93,12 @@ bool DeviceRows::Take(RowPlacement placement, uint32_t tokens, uint32_t selectio
   return true;
 }
 
-// No token is in any slot, and nothing is known of its inputs.
 void DeviceRows::Clear(const RowSets& sets) {
   Backend& backend = *options_.backend;
   backend.BeginStep(StepKind::kPrompt);
   for (std::byte* page : sets.map_pages) backend.Fill(page, 0xFF, maps_.page_bytes());
   if (sets.drift) {
+    sets.drift->steps = 0;
     backend.Fill(sets.drift->values, 0, options_.drift_values * sizeof(float));
   }
   const size_t metas = size_t{layout().kv_heads} * kBlockTokens;

@@ -76,6 +76,8 @@ class DeviceRows {
   bool Take(RowPlacement placement, uint32_t tokens, uint32_t selection, TableSpace* tables,
             RowSets* sets);
   void Return(RowSets* sets);
+  // No token is in any slot then, and nothing is known of the sequence's inputs.
+  void Clear(const RowSets& sets);
 
   // What Take takes: pure, and what the coordinator counts with (WorkerHello).
   struct Need {
@@ -99,8 +101,6 @@ class DeviceRows {
 
  private:
   friend struct RowSets;
-
-  void Clear(const RowSets& sets);
 
   const Options options_;
   const MapLayout map_layout_;

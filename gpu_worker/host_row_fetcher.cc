@@ -152,11 +152,14 @@ double HostRowFetcher::Transfer(size_t bytes, const Copy& copy) {
 }
 
 void HostRowFetcher::Bring(uint32_t layer, std::span<const Request> requests, size_t stride,
-                           LayerCounts* counts) {
+                           std::span<AttendArgs::Item> attend, LayerCounts* counts) {
   std::vector<ResolveArgs::Item> items;
   std::vector<CopyRowsArgs::Item> copies;
-  for (const Request& request : requests) {
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const Request& request = requests[i];
     const RowSets& sets = *request.item->device;
+    attend[i].rows = sets.Rows(layer);
+    attend[i].selection = request.slots;
     ResolveArgs::Item& resolve =
         items.emplace_back(ResolveSelected(layer, request, predicted(layer, request.index)));
     resolve.misses = request.misses;

@@ -34,8 +34,10 @@ class HostRowFetcher final : public RowFetcher {
   void Prefetch(uint32_t layer, std::span<const Request> requests, size_t stride,
                 bool keep) override;
   double Settle(uint32_t layer, bool finish, LayerCounts* counts) override;
+  void BeginLists() override {}
   void Bring(uint32_t layer, std::span<const Request> requests, size_t stride,
-             LayerCounts* counts) override;
+             std::span<AttendArgs::Item> attend, LayerCounts* counts) override;
+  void Keep() override {}
   void Stream(uint32_t layer, const StepItem& item, uint32_t first, uint32_t tokens,
               const RowTable* to, LayerCounts* counts) override;
   void FetchNotes() override {}

@@ -40,6 +40,7 @@ Resolved* LaneRowFetcher::resolved() const {
 void LaneRowFetcher::BeginStep(size_t items) {
   CHECK_LE(items, size_t{options_.max_batch});
   calls_.clear();
+  CHECK(!kept_);  // FetchNotes waited
   resolved_used_ = 0;
   open_layer_[0] = open_layer_[1] = kNoToken;
   // As many as the step can need, which is the same in every step of so many items.
@@ -92,6 +93,8 @@ void LaneRowFetcher::Prefetch(uint32_t layer, std::span<const Request> requests,
                            .resolved = resolve.resolved});
   }
   Backend& backend = *options_.backend;
+  // A set that is shared was the layer's before the one that attends now.
+  if (kept_ && requests[0].item->device->shared()) backend.WaitFor(*kept_);
   backend.Resolve({.kv_heads = kv_heads_, .stride = stride, .items = items});
   const uint32_t listed = backend.Mark();
   backend.UseLane(Lane::kPrefetch);
@@ -133,26 +136,60 @@ RowFetcher::Prediction LaneRowFetcher::Predicted(uint32_t, uint32_t) const {
   return {};
 }
 
+void LaneRowFetcher::BeginLists() {
+  if (kept_) options_.backend->WaitFor(*kept_);
+  kept_.reset();
+}
+
 void LaneRowFetcher::Bring(uint32_t layer, std::span<const Request> requests, size_t stride,
-                           LayerCounts*) {
+                           std::span<AttendArgs::Item> attend, LayerCounts*) {
   Call& call = Begin(layer, false, requests);
-  std::vector<ResolveArgs::Item> items;
+  keeping_ = {.stride = stride};
+  uint32_t landed = 0;  // blocks
   for (size_t i = 0; i < requests.size(); ++i) {
     const Request& request = requests[i];
-    ResolveArgs::Item& resolve =
-        items.emplace_back(ResolveSelected(layer, request, predicted(layer, request.index)));
-    resolve.misses = request.misses;
-    resolve.miss_stride = stride;
-    resolve.resolved = resolved() + call.first_resolved + i * kv_heads_;
-    call.copies.push_back({.from = HostRows(layer, *request.item),
-                           .to = request.item->device->Rows(layer),
-                           .moves = resolve.misses,
-                           .stride = stride,
-                           .resolved = resolve.resolved});
+    const RowSets& sets = *request.item->device;
+    OffloadedRows rows{.times = times() + (&call - calls_.data())};
+    const bool looked_for = !sets.shared() || predicted(layer, request.index);
+    call.resolved.push_back(looked_for);
+    if (looked_for) {
+      rows.hot = sets.Slots(layer);
+      ResolveArgs::Item& resolve =
+          keeping_.resolve.emplace_back(ResolveSelected(layer, request, true));
+      resolve.current = kNoToken;  // its row is brought as any other
+      resolve.misses = request.misses;
+      resolve.miss_stride = stride;
+      resolve.by_place = true;
+      resolve.resolved = resolved() + call.first_resolved + i * kv_heads_;
+    }
+    if (!sets.shared()) {
+      rows.landing = {options_.landing, options_.landing_blocks + landed, &options_.landing_layout};
+      landed += (request.count + kBlockTokens - 1) / kBlockTokens;
+      CHECK_LE(landed, options_.landing_layout.blocks);
+      keeping_.copies.push_back({.from = rows.landing,
+                                 .to = sets.Rows(layer),
+                                 .moves = request.misses,
+                                 .stride = stride,
+                                 .resolved = keeping_.resolve.back().resolved});
+    }
+    attend[i].rows = HostRows(layer, *request.item);
+    attend[i].selection = request.rows;
+    attend[i].offloaded = rows;
   }
-  options_.backend->Resolve({.kv_heads = kv_heads_, .stride = stride, .items = items});
-  options_.backend->CopyRows(
-      {.kv_heads = kv_heads_, .items = call.copies, .times = times() + (&call - calls_.data())});
+}
+
+void LaneRowFetcher::Keep() {
+  if (keeping_.resolve.empty()) return;
+  Backend& backend = *options_.backend;
+  const uint32_t attended = backend.Mark();
+  backend.UseLane(Lane::kKeep);
+  backend.WaitFor(attended);
+  backend.Resolve({.kv_heads = kv_heads_, .stride = keeping_.stride, .items = keeping_.resolve});
+  if (!keeping_.copies.empty()) {
+    backend.CopyRows({.kv_heads = kv_heads_, .items = keeping_.copies});
+  }
+  kept_ = backend.Mark();
+  backend.UseLane(Lane::kCompute);
 }
 
 void LaneRowFetcher::Stream(uint32_t layer, const StepItem& item, uint32_t first, uint32_t tokens,
@@ -162,6 +199,7 @@ void LaneRowFetcher::Stream(uint32_t layer, const StepItem& item, uint32_t first
   if (tokens == 0) return;
   Request request{.item = &item, .count = tokens};
   Call& call = Begin(layer, false, {&request, 1});
+  call.streamed = true;
   const CopyRowsArgs::Item copy = {.from = HostRows(layer, item), .to = *to, .first_rows = tokens};
   options_.backend->CopyRows(
       {.kv_heads = kv_heads_, .items = {&copy, 1}, .times = times() + (&call - calls_.data())});
@@ -172,6 +210,7 @@ void LaneRowFetcher::FetchNotes() {
   times_seen_.resize(calls_.size());
   resolved_seen_.resize(resolved_used_);
   if (calls_.empty()) return;
+  BeginLists();  // the journal is written
   Backend& backend = *options_.backend;
   backend.Fetch(progress_seen_.data(), progress(), calls_.size() * sizeof(CopyProgress));
   backend.Fetch(times_seen_.data(), times(), calls_.size() * sizeof(CopyTimes));
@@ -208,18 +247,32 @@ void LaneRowFetcher::CountAhead(const Call& call, const CopyProgress& progress,
   AddStall(call, 1e-9 * static_cast<double>(progress.finished_ns - progress.stopped_ns), counts);
 }
 
+// What of an item's rows was there, over its KV heads. The current token's row was made by the step
+// itself and has no slot before Keep: there it is a miss, here it is none.
+RowCounts LaneRowFetcher::Brought(const Call& call, size_t item) const {
+  const uint64_t rows = uint64_t{call.count[item]} * kv_heads_;
+  RowCounts counts{.selected = rows};
+  if (call.streamed) {
+    counts.missed = rows;
+    return counts;
+  }
+  for (uint32_t head = 0; head < kv_heads_; ++head) {
+    Resolved found{.misses = call.count[item]};
+    if (call.resolved[item]) {
+      found = resolved_seen_[call.first_resolved + item * kv_heads_ + head];
+    }
+    CHECK_GE(found.misses, 1u);
+    counts.hits += found.hits - found.useful + 1;
+    counts.useful += found.useful;
+    counts.missed += found.misses - 1;
+  }
+  return counts;
+}
+
 void LaneRowFetcher::CountBrought(const Call& call, const CopyTimes& times, LayerCounts* counts) {
-  const bool streamed = call.copies.empty();
   uint64_t missed = 0;
   for (size_t i = 0; i < call.items.size(); ++i) {
-    RowCounts own;
-    for (uint32_t head = 0; head < kv_heads_; ++head) {
-      const Resolved& found = resolved_seen_[call.first_resolved + i * kv_heads_ + head];
-      own.selected += call.count[i];
-      own.hits += streamed ? 0 : found.hits - found.useful;
-      own.useful += streamed ? 0 : found.useful;
-      own.missed += streamed ? call.count[i] : found.misses;
-    }
+    const RowCounts own = Brought(call, i);
     for (RowCounts* to : {&counts->rows, call.items[i]->counts}) {
       if (!to) continue;
       to->selected += own.selected;

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -11,9 +12,13 @@
 namespace sparsekv {
 
 // For a device that has memory of its own and runs a step without the host: what was predicted is
-// copied on the prefetch lane until its layer begins, what is missing on the compute lane; what
-// happened is written into a journal on the device and counted when the step is over. Predictions
-// are always corrected: nothing asks for their slots.
+// copied on the prefetch lane until its layer begins; what is missing then, attention itself reads
+// from the segment, the current token's row with it, which is there already. Beside the layer's
+// other products the rows that it has read get slots, and are copied there from where they landed.
+// What happened is written into a journal on the device and counted when the step is over.
+// Predictions are always corrected: nothing asks for their slots.
+//
+// Where layers share sets nothing is kept: no layer will find there what it left.
 class LaneRowFetcher final : public RowFetcher {
  public:
   struct Options {
@@ -23,6 +28,11 @@ class LaneRowFetcher final : public RowFetcher {
     uint32_t layers = 0;
     std::byte* lists = nullptr;  // set_slots * ListBytesPerSlot(kv_heads)
     uint32_t set_slots = 0;      // slots that the sets of one layer have together
+    // Rows that a layer's attention has read: landing_layout.pool_bytes(), of set_slots rows; none
+    // where layers share sets. Its blocks in order: 0, 1, ..., on the device.
+    RowLayout landing_layout;
+    std::byte* landing = nullptr;
+    const uint32_t* landing_blocks = nullptr;
     std::byte* journal = nullptr;
     uint32_t max_batch = 0;
   };
@@ -33,8 +43,10 @@ class LaneRowFetcher final : public RowFetcher {
   void Prefetch(uint32_t layer, std::span<const Request> requests, size_t stride,
                 bool keep) override;
   double Settle(uint32_t layer, bool finish, LayerCounts* counts) override;
+  void BeginLists() override;
   void Bring(uint32_t layer, std::span<const Request> requests, size_t stride,
-             LayerCounts* counts) override;
+             std::span<AttendArgs::Item> attend, LayerCounts* counts) override;
+  void Keep() override;
   void Stream(uint32_t layer, const StepItem& item, uint32_t first, uint32_t tokens,
               const RowTable* to, LayerCounts* counts) override;
   void FetchNotes() override;
@@ -44,21 +56,30 @@ class LaneRowFetcher final : public RowFetcher {
   uint64_t direct_bytes() const override { return direct_bytes_; }
 
  private:
-  // Copies of one call of Prefetch or Bring, or of Stream. A call's number is its place in the
+  // Rows of one call of Prefetch or Bring, or of Stream. A call's number is its place in the
   // journal.
   struct Call {
     uint32_t layer = 0;
     bool ahead = false;
+    bool streamed = false;
     std::vector<const StepItem*> items;
     std::vector<uint32_t> index;  // of the items
     std::vector<uint32_t> count;  // rows asked for, per KV head
     size_t first_resolved = 0;    // [items][kv_heads] in the journal
     uint32_t mark = 0;            // ahead: when the copies are over
     std::vector<CopyRowsArgs::Item> copies;
+    std::vector<bool> resolved;  // Bring: whether the item's rows are looked for in slots
     bool settled = false;
+  };
+  // Of the last Bring, for Keep.
+  struct Keeping {
+    size_t stride = 0;
+    std::vector<ResolveArgs::Item> resolve;
+    std::vector<CopyRowsArgs::Item> copies;
   };
 
   Call& Begin(uint32_t layer, bool ahead, std::span<const Request> requests);
+  RowCounts Brought(const Call& call, size_t item) const;
   void CountAhead(const Call& call, const CopyProgress& progress, LayerCounts* counts);
   void CountBrought(const Call& call, const CopyTimes& times, LayerCounts* counts);
   void AddStall(const Call& call, double seconds, LayerCounts* counts);
@@ -75,6 +96,9 @@ class LaneRowFetcher final : public RowFetcher {
   uint32_t slots_used_[2]{};
   uint32_t open_layer_[2]{};
   std::vector<std::vector<bool>> predicted_;  // [2][items], of the layers in open_layer_
+  Keeping keeping_;
+  std::optional<uint32_t>
+      kept_;  // mark: when the last Keep's operations are over, if not waited for
   std::vector<CopyProgress> progress_seen_;
   std::vector<CopyTimes> times_seen_;
   std::vector<Resolved> resolved_seen_;

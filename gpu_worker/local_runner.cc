@@ -84,6 +84,13 @@ LocalRunner::~LocalRunner() {
   }
 }
 
+void LocalRunner::Rewind(uint32_t position) {
+  sequences_[0].position = position;
+  sequences_[0].recall.reset();
+  // Rows that are forgotten may be in slots.
+  if (device_.rows) device_.rows->Clear(sequences_[0].device);
+}
+
 StepItem LocalRunner::Item(const Step& step) {
   Sequence& sequence = sequences_[step.sequence];
   const auto count = static_cast<uint32_t>(step.ids.size());

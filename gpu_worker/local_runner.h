@@ -75,10 +75,7 @@ class LocalRunner {
 
   void Reset() { Rewind(0); }
   // Forgets the first sequence's tokens from `position` on.  REQUIRES: position <= position().
-  void Rewind(uint32_t position) {
-    sequences_[0].position = position;
-    sequences_[0].recall.reset();
-  }
+  void Rewind(uint32_t position);
   uint32_t position(uint32_t sequence = 0) const { return sequences_[sequence].position; }
   Model& model() { return *device_.model; }
   Device& device() { return device_; }

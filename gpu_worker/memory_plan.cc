@@ -21,6 +21,7 @@ uint32_t Pages(uint32_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTok
 
 // What one sequence of the full context takes, and what the pieces are.
 struct Unit {
+  bool lands = false;  // rows that are read land before they have slots
   size_t label_page = 0;
   size_t map_page = 0;
   size_t row_block = 0;  // with its slots' metadata and its part of the lists
@@ -47,6 +48,8 @@ Unit UnitOf(const ModelConfig& config, const ChannelConfig* channels,
   unit.row_block = block.block_stride() + DeviceRows::MetaBytes(block) + lists / unit.sets + 1;
   unit.blocks = unit.pages;  // a dense sequence
   if (!channels) return unit;
+  unit.lands = !request.host_memory && request.rows.hot_rows > 0;
+  if (unit.lands) unit.row_block += (block.block_stride() + sizeof(uint32_t)) / unit.sets + 1;
   const uint32_t selection =
       request.selection ? request.selection : config.max_context / kDefaultBudgetDenominator;
   unit.map_page = MapLayout{unit.sets, config.kv_heads}.page_bytes();
@@ -140,7 +143,7 @@ absl::StatusOr<MemoryPlan> MemoryPlan::Make(const ModelConfig& config,
   plan.selection_tokens = channels ? SelectionTokens(config, request) : 0;
   AddFixed(config, channels, request, &plan);
   const Unit unit = UnitOf(config, channels, request);
-  const size_t fixed = plan.total_bytes() + 1024;  // and what padding of the rest may take
+  const size_t fixed = plan.total_bytes() + 2048;  // and what padding of the rest may take
   if (fixed + unit.bytes() > request.device_bytes) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "device memory: activations and one sequence of ", config.max_context, " tokens need ",
@@ -178,6 +181,13 @@ absl::StatusOr<MemoryPlan> MemoryPlan::Make(const ModelConfig& config,
     plan.bytes_by_kind["maps"] += Padded(plan.row_blocks * DeviceRows::MetaBytes(rows));
     if (channels) {
       plan.bytes_by_kind["selection"] += Padded(plan.set_slots * ListBytesPerSlot(config.kv_heads));
+    }
+    if (unit.lands) {
+      plan.landing_blocks = plan.set_slots / kBlockTokens;
+      RowLayout landing = rows;
+      landing.blocks = plan.landing_blocks;
+      plan.bytes_by_kind["rows"] += Padded(landing.pool_bytes());
+      plan.bytes_by_kind["tables"] += Padded(plan.landing_blocks * sizeof(uint32_t));
     }
   }
   return plan;

@@ -11,8 +11,8 @@
 namespace sparsekv {
 
 // Brings rows of offloaded sequences into their slots: predicted ones ahead of their layer, missing
-// ones when it is there. What is attended is decided elsewhere; this only sees to it that the rows
-// of a list are on the device, and counts. Belongs to the device thread.
+// ones when it is there or once they were attended. What is attended is decided elsewhere; this
+// only sees to it that the rows of a list are found, and counts. Belongs to the device thread.
 //
 // Stamps of the step at position s (kernels/hot_rows.h): 4s = brought by its prediction, 4s+1 =
 // predicted and there already, 4s+2 = selected. So a step's own rows are never its victims, and
@@ -43,10 +43,18 @@ class RowFetcher {
   // of it instead. Returns the seconds waited, as far as they are known yet.
   virtual double Settle(uint32_t layer, bool finish, LayerCounts* counts) = 0;
 
-  // Sees to it that the rows are in `slots`; the item's current token gets a slot, not a row.
-  // Fetches direct and waits.
+  // Before lists are made where earlier ones of this step were.
+  virtual void BeginLists() = 0;
+
+  // Says where attention finds the rows: sets rows, selection and offloaded of attend[i], which is
+  // requests[i]'s. Either they are in `slots` then, fetched direct and waited for, and the item's
+  // current token has a slot, not a row; or attention itself reads from the segment what is
+  // missing.
   virtual void Bring(uint32_t layer, std::span<const Request> requests, size_t stride,
-                     LayerCounts* counts) = 0;
+                     std::span<AttendArgs::Item> attend, LayerCounts* counts) = 0;
+  // They have been attended. What attention has read gets slots, beside what follows; the lists are
+  // read until BeginLists.
+  virtual void Keep() = 0;
 
   // Brings rows [first, tokens) of the item into `to`, whose row i is token i: a dense sequence's
   // layer, or what its window leaves of it. Null: they are attended where they lie, and come over

@@ -2,8 +2,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 
+#include "kernels/hot_rows.h"
 #include "kernels/rows.h"
 #include "kernels/window.h"
 
@@ -28,6 +30,21 @@ constexpr uint32_t AttendStart(uint32_t position, uint32_t window) {
   return FirstInWindow(position, window) % kAttendSplit;
 }
 
+// Where selected rows of an offloaded sequence are: those with a slot lie there, the others are
+// read from the segment as they are attended, and left for whoever gives them slots then.
+struct OffloadedRows {
+  SlotTable hot;  // of 0 slots: no row has one
+  // Where entry i of KV head h's list had no slot, Row(h, i) holds its row afterwards; other rows
+  // of it may be overwritten. Without blocks: nothing is left.
+  RowTable landing;
+  struct CopyTimes* times = nullptr;  // copy_ahead.h; of the reads, as CopyRowsArgs::times
+
+  // kNotHot: none.
+  uint32_t SlotOf(uint32_t kv_head, uint32_t token) const {
+    return hot.slots > 0 ? hot.SlotOf(kv_head, token) : kNotHot;
+  }
+};
+
 struct AttendArgs {
   struct Item {
     StepSpan span;  // with a selection: exactly one token
@@ -36,6 +53,13 @@ struct AttendArgs {
     // dense.
     const uint32_t* selection = nullptr;
     uint32_t count = 0;  // entries of each selection
+    // Where given, with a selection of tokens: `rows` is the segment's.
+    std::optional<OffloadedRows> offloaded = std::nullopt;
+
+    const std::byte* SelectedRow(uint32_t kv_head, uint32_t entry) const {
+      const uint32_t slot = offloaded ? offloaded->SlotOf(kv_head, entry) : kNotHot;
+      return slot == kNotHot ? rows.Row(kv_head, entry) : offloaded->hot.rows.Row(kv_head, slot);
+    }
   };
   const float* q = nullptr;  // [step tokens, kv_heads * group, head_dim], after RoPE
   float* out = nullptr;      // the same shape; rows of tokens outside every item are not written

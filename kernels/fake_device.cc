@@ -110,6 +110,8 @@ void FakeDevice::BeginStep(StepKind kind) {
   in_step_ = true;
   lane_ = Lane::kCompute;
   marks_ = 0;
+  kept_lists_.clear();
+  keep_marks_.clear();
   ++steps_[kind == StepKind::kDecode];
 }
 
@@ -124,9 +126,18 @@ void FakeDevice::EndStep() {
   samples_.clear();
 }
 
+uint32_t FakeDevice::Mark() {
+  if (lane_ == Lane::kKeep) keep_marks_[marks_] = kept_lists_.size();
+  return marks_++;
+}
+
 void FakeDevice::WaitFor(uint32_t mark) {
   CHECK(in_step_);
   CHECK_LT(mark, marks_);
+  if (lane_ != Lane::kCompute || !keep_marks_.contains(mark)) return;
+  CHECK_EQ(keep_marks_.at(mark), kept_lists_.size());  // the last one; then all before is over, too
+  kept_lists_.clear();
+  keep_marks_.clear();
 }
 
 void FakeDevice::Mine(const void* memory, size_t bytes) const {
@@ -187,6 +198,22 @@ void FakeDevice::Moves(const CopyRowsArgs::Item& item, uint32_t kv_heads) const 
       const RowMove move = item.Move(head, i);
       Mine(item.from.Row(head, move.token), item.from.layout->row_bytes());
       Mine(item.to.Row(head, move.slot), item.to.layout->row_bytes());
+    }
+  }
+}
+
+void FakeDevice::SelectedRows(const AttendArgs& args, const AttendArgs::Item& item) const {
+  const size_t row_bytes = item.rows.layout->row_bytes();
+  const bool lands = item.offloaded && item.offloaded->landing.blocks != nullptr;
+  if (lands) CHECK(kept_lists_.empty());
+  if (item.offloaded && item.offloaded->times) Mine(item.offloaded->times, sizeof(CopyTimes));
+  for (uint32_t head = 0; head < args.kv_heads; ++head) {
+    const uint32_t* selection = item.selection + head * args.selection_stride;
+    Mine(selection, sizeof(uint32_t) * item.count);
+    for (uint32_t i = 0; i < item.count; ++i) {
+      Mine(item.rows.blocks + selection[i] / kBlockTokens, sizeof(uint32_t));
+      Mine(item.SelectedRow(head, selection[i]), row_bytes);
+      if (lands) Mine(item.offloaded->landing.Row(head, i), row_bytes);
     }
   }
 }
@@ -267,7 +294,11 @@ void FakeDevice::Select(const SelectArgs& args) {
   const Awake awake(this);
   for (const auto& item : args.items) {
     Floats(item.scores, args.kv_heads, args.score_stride);
-    Mine(item.selection, sizeof(uint32_t) * args.kv_heads * args.selection_stride);
+    const size_t entries = args.kv_heads * args.selection_stride;
+    Mine(item.selection, sizeof(uint32_t) * entries);
+    for (const auto& [list, kept] : kept_lists_) {
+      CHECK(item.selection + entries <= list || list + kept <= item.selection);
+    }
   }
   inner_->Select(args);
 }
@@ -288,14 +319,7 @@ void FakeDevice::Attend(const AttendArgs& args) {
       Rows(item.rows, item.span.position + item.span.tokens);
       continue;
     }
-    for (uint32_t head = 0; head < args.kv_heads; ++head) {
-      const uint32_t* selection = item.selection + head * args.selection_stride;
-      Mine(selection, sizeof(uint32_t) * item.count);
-      for (uint32_t i = 0; i < item.count; ++i) {
-        Mine(item.rows.blocks + selection[i] / kBlockTokens, sizeof(uint32_t));
-        Mine(item.rows.Row(head, selection[i]), item.rows.layout->row_bytes());
-      }
-    }
+    SelectedRows(args, item);
   }
   inner_->Attend(args);
 }
@@ -330,6 +354,7 @@ void FakeDevice::Resolve(const ResolveArgs& args) {
   const Awake awake(this);
   for (const auto& item : args.items) {
     const size_t entries = args.kv_heads * args.stride;
+    if (lane_ == Lane::kKeep) kept_lists_.emplace_back(item.rows, entries);
     Slots(item.table);
     for (uint32_t head = 0; head < args.kv_heads; ++head) {
       for (uint32_t i = 0; i < item.count; ++i) {

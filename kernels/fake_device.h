@@ -24,9 +24,10 @@ namespace sparsekv {
 //   garbage until the step ends.
 // - There is only so much memory, of its own and shared.
 // - A prefetch is stopped before it began, or never, as chance has it.
+// - Lists, and rows that landed, are not overwritten while the keep lane may still read them.
 //
-// Operations run at once, in the order in which they are given: whether lanes are joined where they
-// must be is the tape's test (cuda/tape_test.cc).
+// Operations run at once, in the order in which they are given: whether lanes are joined where
+// marks say so is the tape's test (cuda/tape_test.cc).
 class FakeDevice final : public Backend {
  public:
   struct Options {
@@ -62,7 +63,7 @@ class FakeDevice final : public Backend {
   void BeginStep(StepKind kind) override;
   void EndStep() override;
   void UseLane(Lane lane) override { lane_ = lane; }
-  uint32_t Mark() override { return marks_++; }
+  uint32_t Mark() override;
   void WaitFor(uint32_t mark) override;
 
   void Embed(const EmbedArgs& args) override;
@@ -114,6 +115,7 @@ class FakeDevice final : public Backend {
   void Channels(const uint16_t* channels, uint32_t kv_heads, const LabelTable& table) const;
   void Slots(const SlotTable& table) const;
   void Moves(const CopyRowsArgs::Item& item, uint32_t kv_heads) const;
+  void SelectedRows(const AttendArgs& args, const AttendArgs::Item& item) const;
 
   const std::unique_ptr<Backend> inner_;
   const Options options_;
@@ -124,6 +126,10 @@ class FakeDevice final : public Backend {
   bool in_step_ = false;
   Lane lane_ = Lane::kCompute;
   uint32_t marks_ = 0;
+  // Of the step: lists that the keep lane reads and that nobody has waited for, and how many there
+  // were at its marks.
+  std::vector<std::pair<const uint32_t*, size_t>> kept_lists_;  // first entry, entries
+  std::map<uint32_t, size_t> keep_marks_;
   std::mt19937 random_{1};
   size_t stopped_copies_ = 0;
 

@@ -85,6 +85,7 @@ struct ResolveArgs {
     uint32_t* slots = nullptr;  // [kv_heads, stride], out: slots[i] of rows[i]
     RowMove* misses = nullptr;  // [kv_heads, miss_stride], out, in the order of the list
     size_t miss_stride = 0;
+    bool by_place = false;         // RowMove::token is the row's place in the list instead
     Resolved* resolved = nullptr;  // [kv_heads], out
   };
   uint32_t kv_heads = 0;

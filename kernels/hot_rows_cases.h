@@ -11,9 +11,9 @@ namespace sparsekv::testing {
 // One row set on its own little device, and the host rows that it caches.
 struct RowSet {
   RowSet(Random& random, uint32_t heads, uint32_t slot_count, uint32_t tokens,
-         uint32_t head_dim = 8)
-      : host(random, heads, head_dim, DType::kF32, {tokens}),
-        device(random, heads, head_dim, DType::kF32, {slot_count}),
+         uint32_t head_dim = 8, DType dtype = DType::kF32)
+      : host(random, heads, head_dim, dtype, {tokens}),
+        device(random, heads, head_dim, dtype, {slot_count}),
         map_layout{.sets = 3, .kv_heads = heads} {
     host.Fill(random, 0, tokens);
     meta.resize(size_t{device.layout().blocks} * heads * kBlockTokens);

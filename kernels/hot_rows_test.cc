@@ -101,6 +101,7 @@ class HotRowsTest : public BackendTest {
       std::copy(list.begin(), list.end(), lists.rows.begin() + head * lists.stride);
     }
     const uint32_t hit = 4 * step + (truth ? 2 : 1), miss = 4 * step + (truth ? 2 : 0);
+    const bool by_place = truth && random.Between(0, 1) == 1;
     const ResolveArgs::Item item = {.table = subject.set.table,
                                     .rows = lists.rows.data(),
                                     .count = count,
@@ -112,6 +113,7 @@ class HotRowsTest : public BackendTest {
                                     .slots = lists.slots.data(),
                                     .misses = lists.misses.data(),
                                     .miss_stride = lists.stride,
+                                    .by_place = by_place,
                                     .resolved = lists.counts.data()};
     backend().Resolve({.kv_heads = subject.kv_heads, .stride = lists.stride, .items = {&item, 1}});
     for (uint32_t head = 0; head < subject.kv_heads; ++head) {
@@ -126,7 +128,8 @@ class HotRowsTest : public BackendTest {
         ASSERT_EQ(lists.slots[head * lists.stride + i], expected.slots[i]) << "step " << step;
       }
       for (size_t i = 0; i < expected.misses.size(); ++i) {
-        ASSERT_EQ(lists.misses[head * lists.stride + i].token, expected.misses[i].first);
+        const uint32_t named = lists.misses[head * lists.stride + i].token;
+        ASSERT_EQ(by_place ? rows[named] : named, expected.misses[i].first);
         ASSERT_EQ(lists.misses[head * lists.stride + i].slot, expected.misses[i].second);
       }
     }

@@ -33,6 +33,20 @@ void CopyRow(const CopyRowsArgs::Item& item, uint32_t kv_head, uint32_t i) {
               item.from.layout->row_bytes());
 }
 
+void LandRows(const AttendArgs& args) {
+  for (const AttendArgs::Item& item : args.items) {
+    if (!item.offloaded || item.offloaded->landing.blocks == nullptr) continue;
+    for (uint32_t head = 0; head < args.kv_heads; ++head) {
+      const uint32_t* list = item.selection + head * args.selection_stride;
+      for (uint32_t i = 0; i < item.count; ++i) {
+        if (item.offloaded->SlotOf(head, list[i]) != kNotHot) continue;
+        std::memcpy(item.offloaded->landing.Row(head, i), item.rows.Row(head, list[i]),
+                    item.rows.layout->row_bytes());
+      }
+    }
+  }
+}
+
 void Forget(const ForgetArgs& args) {
   for (const ForgetArgs::Item& item : args.items) {
     for (const RowMove& move : item.moves) ForgetRow(item.table, item.kv_head, move);

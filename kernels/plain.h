@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/attention.h"
 #include "kernels/copy_ahead.h"
 #include "kernels/hot_rows.h"
 #include "kernels/predict.h"
@@ -9,6 +10,8 @@ namespace sparsekv::plain {
 
 // Row i of the item's KV head.
 void CopyRow(const CopyRowsArgs::Item& item, uint32_t kv_head, uint32_t i);
+// What attention leaves of offloaded rows.
+void LandRows(const AttendArgs& args);
 void Forget(const ForgetArgs& args);
 void ForgetRest(const ForgetRestArgs& args);
 // StopCopy may be called by another thread, through another backend of the host.

@@ -21,6 +21,7 @@ class SelectAttendTest : public BackendTest {
     uint32_t group = 1;
     LabelFormat format = LabelFormat::kBf16;
     DType dtype = DType::kBF16;
+    bool offloaded = false;  // without slots
     std::vector<uint32_t> lengths, counts;
   };
 
@@ -76,6 +77,7 @@ class SelectAttendTest : public BackendTest {
                          .rows = rows.Table(i),
                          .selection = List(list, i),
                          .count = shape.counts[i]});
+        if (shape.offloaded) items.back().offloaded = OffloadedRows{};
       }
       backend.Attend({.q = q[query].data(),
                       .out = out[query].data(),
@@ -155,6 +157,7 @@ TEST_P(SelectAttendTest, AnyShape) {
     Shape shape{.kv_heads = random.Between(1, 4), .group = random.Pick({1u, 2u, 4u, 8u, 11u})};
     if (round % 3 == 2) shape.format = LabelFormat::kInt4;
     if (round % 4 == 3) shape.dtype = random.Pick({DType::kF16, DType::kF32});
+    shape.offloaded = round % 5 > 2;
     const bool same = round % 4 != 0;
     const uint32_t count = random.Between(69, 900), items = random.Between(1, 9);
     for (uint32_t i = 0; i < items; ++i) {
@@ -173,7 +176,11 @@ TEST_P(SelectAttendTest, ManyRowsAndLongOnes) {
                           .group = 4,
                           .lengths = std::vector<uint32_t>(40, 400),
                           .counts = std::vector<uint32_t>(40, 150)});
-  CheckInOneStep(random, {.kv_heads = 2, .group = 4, .lengths = {12000}, .counts = {2000}});
+  for (bool offloaded : {false, true}) {
+    CheckInOneStep(
+        random,
+        {.kv_heads = 2, .group = 4, .offloaded = offloaded, .lengths = {12000}, .counts = {2000}});
+  }
 }
 
 // Attention over other lists than those of the last selection, and with something between.

@@ -11,10 +11,10 @@ namespace sparsekv {
 enum class StepKind : uint8_t { kPrompt, kDecode };
 
 // Where a device runs what it is given: the step itself, what guesses the next layer's rows beside
-// it, and what fetches them. Each lane runs
-// its operations in order; between lanes order is only what marks make. Backends that finish
-// every operation before they return have one lane.
-enum class Lane : uint8_t { kCompute = 0, kPredict = 1, kPrefetch = 2 };
-inline constexpr int kLanes = 3;
+// it, what fetches them, and what keeps rows that the step has read. Each lane runs its operations
+// in order; between lanes order is only what marks make. Backends that finish every operation
+// before they return have one lane.
+enum class Lane : uint8_t { kCompute = 0, kPredict = 1, kPrefetch = 2, kKeep = 3 };
+inline constexpr int kLanes = 4;
 
 }  // namespace sparsekv

@@ -6,10 +6,10 @@ namespace sparsekv {
 namespace {
 
 constexpr const char* kCaseNames[] = {
-    "ceiling_copy",  "ceiling_product",  "linear_decode", "linear_prompt",
-    "attend_dense",  "score_labels",     "select",        "score_select",
-    "attend_sparse", "attend_selection", "attend_prompt", "resolve",
-    "resolve_copy",  "rotate_append",    "rms_norm",      "sample"};
+    "ceiling_copy",  "ceiling_product", "linear_decode", "linear_prompt",  "attend_dense",
+    "score_labels",  "select",          "score_select",  "attend_sparse",  "attend_selection",
+    "attend_prompt", "resolve",         "resolve_copy",  "resolve_attend", "rotate_append",
+    "rms_norm",      "sample"};
 
 constexpr uint32_t kK = 1024;
 

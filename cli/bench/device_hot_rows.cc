@@ -6,15 +6,17 @@
 #include "cli/bench/device_cases.h"
 #include "cli/bench/random_model.h"
 
-// Hot rows of one layer: finding the slots of a step's rows, and bringing those that have none. A
-// fifth of a list was not in the one before it, nor in any that the slots still hold, so that the
-// hit rate is 80 % whatever the number of slots; more slots are more to look through.
+// Hot rows of one layer: finding the slots of a step's rows, bringing those that have none, and
+// attending to all of them while those come from the host. A fifth of a list was not in the one
+// before it, nor in any that the slots still hold, so that the hit rate is 80 % whatever the number
+// of slots; more slots are more to look through.
 namespace sparsekv {
 namespace {
 
 constexpr uint32_t kFreshShare = 5;  // one in so many rows of a list is new
 constexpr uint32_t kMostLists = 64;  // then they come again
 constexpr size_t kHostAlign = 4096;
+constexpr const char* kNames[] = {"resolve", "resolve_copy", "resolve_attend"};
 
 using Freer = decltype([](void* memory) { std::free(memory); });
 
@@ -32,7 +34,7 @@ class HostRows {
       return std::unique_ptr<HostRows>(new HostRows(backend, memory, bytes));
     }
     std::free(memory);
-    spdlog::warn("resolve_copy from the host is left out: {}", why);
+    spdlog::warn("resolve_attend is left out: {}", why);
     return nullptr;
   }
   ~HostRows() { backend_.Unshare(memory_.get(), bytes_); }
@@ -110,12 +112,13 @@ class HotRows {
         kv_heads_(model.kv_heads),
         sizes_(sizes),
         lists_(lists),
+        group_(model.heads / model.kv_heads),
         slot_layout_(LayoutOf(model, size_t{sizes.batch} * sizes.slot_blocks())),
         row_layout_(LayoutOf(model, size_t{sizes.batch} * sizes.token_blocks())),
         map_layout_{.sets = 1, .kv_heads = model.kv_heads},
         slot_blocks_(bench.backend(), Shuffled(slot_layout_.blocks, 11)),
-        row_blocks_(bench.backend(), Shuffled(row_layout_.blocks, 12)),
         host_blocks_(bench.backend(), Shuffled(sizes.token_blocks(), 14)),
+        landing_blocks_(bench.backend(), Shuffled(row_layout_.blocks, 15)),
         meta_(bench.backend(),
               EmptySlots(size_t{slot_layout_.blocks} * model.kv_heads * kBlockTokens)),
         map_(bench.backend(), row_layout_.blocks * map_layout_.page_bytes()),
@@ -123,7 +126,10 @@ class HotRows {
         rows_(bench.backend(), lists.all()),
         slots_(bench.backend(), sizes.batch * lists.list_entries()),
         misses_(bench.backend(), sizes.batch * lists.list_entries()),
-        resolved_(bench.backend(), size_t{sizes.batch} * model.kv_heads) {
+        resolved_(bench.backend(), size_t{sizes.batch} * model.kv_heads),
+        q_(bench.backend(), size_t{sizes.batch} * model.width()),
+        out_(bench.backend(), size_t{sizes.batch} * model.width()) {
+    bench.backend().Fill(q_.data(), 0, size_t{sizes.batch} * model.width() * sizeof(float));
     bench.backend().Fill(map_.data(), 0xFF, row_layout_.blocks * map_layout_.page_bytes());
   }
 
@@ -132,40 +138,59 @@ class HotRows {
     return LayoutOf(model, sizes.batch * blocks).pool_bytes();
   }
 
-  // The list that follows, whatever the step: from list 0 on in each, a step of few runs would find
-  // its rows in slots that the one before it filled.
+  // To the list that follows, whatever the step: from list 0 on in each, a step of few runs would
+  // find its rows in slots that the one before it filled.
+  void Next() { ++stamp_; }
+
+  // Rows without a slot come from the host's memory, where all sequences have the same rows, and
+  // are left in the pool.
+  void Attend(const HostRows& host) {
+    std::vector<AttendArgs::Item> items;
+    for (uint32_t s = 0; s < sizes_.batch; ++s) {
+      items.push_back({.span = {.first = s, .tokens = 1, .position = sizes_.tokens - 1},
+                       .rows = {.layer_base = host.data(),
+                                .blocks = host_blocks_.data(),
+                                .layout = &row_layout_},
+                       .selection = List(s),
+                       .count = sizes_.rows,
+                       .offloaded = OffloadedRows{.hot = Table(s), .landing = Landing(s)}});
+    }
+    bench_.backend().Attend({.q = q_.data(),
+                             .out = out_.data(),
+                             .kv_heads = kv_heads_,
+                             .group = group_,
+                             .head_dim = row_layout_.head_dim,
+                             .selection_stride = sizes_.rows,
+                             .items = items});
+  }
+
   void Resolve() {
-    ++stamp_;
     std::vector<ResolveArgs::Item> items;
     for (uint32_t s = 0; s < sizes_.batch; ++s) {
       const size_t at = s * lists_.list_entries();
-      const uint32_t list = (stamp_ + 5 * s) % lists_.lists();
       items.push_back({.table = Table(s),
-                       .rows = rows_.data() + list * lists_.list_entries(),
+                       .rows = List(s),
                        .count = sizes_.rows,
                        .hit_stamp = stamp_,
                        .miss_stamp = stamp_,
                        .slots = slots_.data() + at,
                        .misses = misses_.data() + at,
                        .miss_stride = sizes_.rows,
+                       .by_place = true,
                        .resolved = resolved_.data() + size_t{s} * kv_heads_});
     }
     bench_.backend().Resolve({.kv_heads = kv_heads_, .stride = sizes_.rows, .items = items});
   }
 
-  // From the host's memory, where all sequences have the same rows; null = from the pool.
-  void Copy(const HostRows* host) {
-    std::byte* const pool = bench_.pool().data() + slot_layout_.pool_bytes();
+  // From where they landed.
+  void Copy() {
     std::vector<CopyRowsArgs::Item> items;
     for (uint32_t s = 0; s < sizes_.batch; ++s) {
-      items.push_back(
-          {.from = {.layer_base = host ? host->data() : pool,
-                    .blocks = host ? host_blocks_.data() : row_blocks_.data() + RowBlock(s),
-                    .layout = &row_layout_},
-           .to = Table(s).rows,
-           .moves = misses_.data() + s * lists_.list_entries(),
-           .stride = sizes_.rows,
-           .resolved = resolved_.data() + size_t{s} * kv_heads_});
+      items.push_back({.from = Landing(s),
+                       .to = Table(s).rows,
+                       .moves = misses_.data() + s * lists_.list_entries(),
+                       .stride = sizes_.rows,
+                       .resolved = resolved_.data() + size_t{s} * kv_heads_});
     }
     bench_.backend().CopyRows({.kv_heads = kv_heads_, .items = items});
   }
@@ -182,6 +207,15 @@ class HotRows {
 
  private:
   size_t RowBlock(uint32_t sequence) const { return size_t{sequence} * sizes_.token_blocks(); }
+  const uint32_t* List(uint32_t sequence) const {
+    const uint32_t list = (stamp_ + 5 * sequence) % lists_.lists();
+    return rows_.data() + list * lists_.list_entries();
+  }
+  RowTable Landing(uint32_t sequence) const {
+    return {.layer_base = bench_.pool().data() + slot_layout_.pool_bytes(),
+            .blocks = landing_blocks_.data() + RowBlock(sequence),
+            .layout = &row_layout_};
+  }
 
   std::vector<std::byte*> Pages() const {
     std::vector<std::byte*> pages;
@@ -205,15 +239,17 @@ class HotRows {
   const uint32_t kv_heads_;
   const Sizes sizes_;
   const MovingLists& lists_;
+  const uint32_t group_;
   const RowLayout slot_layout_, row_layout_;
   const MapLayout map_layout_;
-  DeviceArray<uint32_t> slot_blocks_, row_blocks_, host_blocks_;
+  DeviceArray<uint32_t> slot_blocks_, host_blocks_, landing_blocks_;
   DeviceArray<SlotMeta> meta_;
   DeviceArray<std::byte> map_;
   DeviceArray<std::byte*> map_pages_;
   DeviceArray<uint32_t> rows_, slots_;
   DeviceArray<RowMove> misses_;
   DeviceArray<Resolved> resolved_;
+  DeviceArray<float> q_, out_;
   uint32_t stamp_ = 0;
 };
 
@@ -228,36 +264,38 @@ void BenchSlots(DeviceBench& bench, const DeviceGrid::Model& model, const Sizes&
   const double heads = double(sizes.batch) * model.kv_heads;
   // Rows in, their places in the map and slots out; what every slot holds.
   const double resolve_bytes = heads * (10.0 * sizes.rows + sizeof(SlotMeta) * sizes.slots);
-  BenchCase* item = bench.Measure({.item = {"resolve", params, resolve_bytes},
-                                   .items = sizes.batch,
-                                   .run = [&](uint32_t) { hot.Resolve(); }});
-  if (item) item->params["hit_rate"] = hot.HitRate();
-  const auto copy = [&](const char* name, const HostRows* from) {
-    auto copy_params = params;
-    copy_params["from"] = name;
-    const double rows = heads * lists.fresh();
-    item = bench.Measure(
-        {.item = {"resolve_copy", copy_params, rows * double(LayoutOf(model, 1).row_bytes())},
-         .items = 2 * sizes.batch,
-         .run = [&, from](uint32_t) {
-           hot.Resolve();
-           hot.Copy(from);
+  const double missing = heads * lists.fresh() * double(LayoutOf(model, 1).row_bytes());
+  const auto measure = [&](const char* name, double bytes, uint32_t operations, const auto& run) {
+    BenchCase* item = bench.Measure(
+        {.item = {name, params, bytes}, .items = operations * sizes.batch, .run = [&](uint32_t) {
+           hot.Next();
+           run();
          }});
     if (item) item->params["hit_rate"] = hot.HitRate();
   };
-  copy("device", nullptr);
-  if (host) copy("host", host);
+  measure("resolve", resolve_bytes, 1, [&] { hot.Resolve(); });
+  measure("resolve_copy", missing, 2, [&] {
+    hot.Resolve();
+    hot.Copy();
+  });
+  if (host == nullptr) return;
+  measure("resolve_attend", missing, 3, [&] {
+    hot.Attend(*host);
+    hot.Resolve();
+    hot.Copy();
+  });
 }
 
 }  // namespace
 
 void BenchHotRows(DeviceBench& bench, const DeviceGrid& grid, const DeviceGrid::Model& model) {
-  if (!bench.Wants("resolve") && !bench.Wants("resolve_copy")) return;
+  const auto wants = [&](const char* name) { return bench.Wants(name); };
+  if (std::ranges::none_of(kNames, wants)) return;
   const uint32_t most_slots = *std::max_element(grid.hot_slots.begin(), grid.hot_slots.end());
   const MovingLists lists(grid.budget, model.kv_heads, grid.hot_context, most_slots);
   const RowLayout segment = LayoutOf(model, (grid.hot_context + kBlockTokens - 1) / kBlockTokens);
   std::unique_ptr<HostRows> host;
-  if (bench.Wants("resolve_copy")) host = HostRows::Make(bench.backend(), segment.pool_bytes());
+  if (wants("resolve_attend")) host = HostRows::Make(bench.backend(), segment.pool_bytes());
   for (uint32_t batch : grid.hot_batches) {
     for (uint32_t slots : grid.hot_slots) {
       const Sizes sizes = {

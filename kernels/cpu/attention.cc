@@ -11,6 +11,7 @@
 #include "kernels/cpu/attention_few-inl.h"
 #include "kernels/cpu/attention_plan.h"
 #include "kernels/cpu/operations.h"
+#include "kernels/plain.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace sparsekv::cpu::HWY_NAMESPACE {
@@ -435,6 +436,7 @@ void AttendBySplits(const std::vector<AttendBlock>& blocks, size_t floats, Conte
 
 void Attend(const AttendArgs& args, Context& context) {
   CHECK(args.head_dim >= 8 && args.head_dim <= kMaxHeadDim && args.head_dim % 8 == 0);
+  plain::LandRows(args);
   const std::vector<AttendBlock> blocks = MakeBlocks(args);
   size_t splits = 0;
   size_t floats = 0;

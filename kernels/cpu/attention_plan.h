@@ -67,6 +67,11 @@ struct AttendBlock {
     if (item->selection != nullptr) {
       const uint32_t* list = item->selection + kv_head * args->selection_stride;
       const uint32_t start = Begin(0);  // of the selection's only token
+      if (item->offloaded) {
+        for (uint32_t i = begin; i < end; ++i)
+          *rows++ = item->SelectedRow(kv_head, list[i - start]);
+        return;
+      }
       for (uint32_t i = begin; i < end; ++i) {
         uint32_t token = list[i - start];
         asm("" : "+r"(token));  // one by one: products of 64 bits cost more in vectors

@@ -37,7 +37,7 @@ bool AlignedForVectors(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }
 
-FewItem ItemOf(const AttendArgs::Item& item, const AttendArgs& args) {
+FewItem ItemOf(const AttendArgs::Item& item, const AttendArgs& args, Tape& tape) {
   CHECK_EQ(item.span.tokens, 1u);
   CHECK(AlignedForVectors(item.rows.layer_base));
   FewItem few{};
@@ -49,6 +49,15 @@ FewItem ItemOf(const AttendArgs::Item& item, const AttendArgs& args) {
   CHECK_GT(few.entries, 0u);
   few.split_entries = SplitLength(few.entries, args.kv_heads);
   few.splits = (few.entries + few.split_entries - 1) / few.split_entries;
+  if (item.offloaded) {
+    CHECK(item.selection != nullptr);
+    few.offloaded = tape.Param(ViewOf(*item.offloaded));
+    for (const RowTable* rows : {&item.offloaded->hot.rows, &item.offloaded->landing}) {
+      if (rows->layout == nullptr) continue;
+      CHECK(AlignedForVectors(rows->layer_base));
+      CHECK_EQ(rows->layout->row_bytes(), item.rows.layout->row_bytes());
+    }
+  }
   return few;
 }
 
@@ -111,32 +120,32 @@ void LaunchFew(void (*kernel)(P...), uint32_t threads, size_t shared_bytes, cons
               shared_bytes, call);
 }
 
-template <typename T, uint32_t kHeadDim>
+template <typename T, bool kOffloaded, uint32_t kHeadDim>
 void LaunchMma(const FewCall& call, Tape& tape) {
   using Shape = FewShape<kHeadDim>;
   LaunchFew(
-      AttendFewMma<T, kHeadDim>, Shape::kWarps * kWarp,
+      AttendFewMma<T, kHeadDim, kOffloaded>, Shape::kWarps * kWarp,
       Shape::kWarps * Shape::kRingBytes + ResultBytes(Shape::kWarps, call.pass_heads, kHeadDim),
       call, tape);
 }
 
-template <typename T>
+template <typename T, bool kOffloaded>
 void LaunchOfType(const FewCall& call, Tape& tape) {
   if constexpr (sizeof(T) == 2) {
     switch (call.head_dim) {
       case 64:
-        return LaunchMma<T, 64>(call, tape);
+        return LaunchMma<T, kOffloaded, 64>(call, tape);
       case 96:
-        return LaunchMma<T, 96>(call, tape);
+        return LaunchMma<T, kOffloaded, 96>(call, tape);
       case 128:
-        return LaunchMma<T, 128>(call, tape);
+        return LaunchMma<T, kOffloaded, 128>(call, tape);
       case 256:
-        return LaunchMma<T, 256>(call, tape);
+        return LaunchMma<T, kOffloaded, 256>(call, tape);
     }
   }
   FewCall waits = call;  // for the whole kernel before, at its start
   waits.rows_done = {};
-  LaunchFew(AttendFewPlain<T>, kPlainWarps * kWarp,
+  LaunchFew(AttendFewPlain<T, kOffloaded>, kPlainWarps * kWarp,
             PlainSharedBytes(call.pass_heads, call.head_dim), waits, tape);
 }
 
@@ -147,13 +156,19 @@ void AttendFew(const AttendArgs& args, std::span<const AttendArgs::Item> items,
   CHECK(args.head_dim % kUnitValues == 0 && args.head_dim <= kMaxHeadDim);
   CHECK(AlignedForVectors(args.q) && AlignedForVectors(args.out));
   for (DType dtype : {DType::kBF16, DType::kF16, DType::kF32}) {
-    std::vector<FewItem> same;
-    for (const AttendArgs::Item& item : items) {
-      if (item.rows.layout->dtype == dtype) same.push_back(ItemOf(item, args));
+    for (bool offloaded : {false, true}) {
+      std::vector<FewItem> same;
+      for (const AttendArgs::Item& item : items) {
+        if (item.rows.layout->dtype != dtype || item.offloaded.has_value() != offloaded) continue;
+        same.push_back(ItemOf(item, args, tape));
+      }
+      if (same.empty()) continue;
+      const FewCall call = CallOf(args, same, selected, tape);
+      WithType(dtype, [&](auto type) {
+        using T = decltype(type);
+        offloaded ? LaunchOfType<T, true>(call, tape) : LaunchOfType<T, false>(call, tape);
+      });
     }
-    if (same.empty()) continue;
-    const FewCall call = CallOf(args, same, selected, tape);
-    WithType(dtype, [&](auto type) { LaunchOfType<decltype(type)>(call, tape); });
   }
 }
 

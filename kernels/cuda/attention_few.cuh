@@ -36,6 +36,7 @@ struct FewItem {
   uint32_t entries;
   uint32_t split_entries;
   uint32_t splits;
+  const OffloadedView* offloaded;  // null: all rows are where `rows` says
 };
 
 struct FewCall {

@@ -6,41 +6,15 @@
 #include <type_traits>
 
 #include "kernels/cuda/attention_few.cuh"
+#include "kernels/cuda/attention_few_feed.cuh"
 #include "kernels/cuda/begin_kernel.cuh"
-#include "kernels/cuda/read_once.cuh"
 
 // The fast way, for rows of 16-bit values: tensor cores multiply, copies past the registers keep
 // memory busy. See AttendFewMma.
 namespace sparsekv::cuda {
 namespace {
 
-constexpr uint32_t kTileRows = 16;
-
-template <uint32_t kHeadDim>
-struct FewShape {
-  static_assert(kHeadDim % 32 ==
-                0);  // whole groups of eight 16-byte chunks, which swizzling permutes
-  static constexpr uint32_t kWarps = kHeadDim > 128 ? 2 : 4;
-  static constexpr uint32_t kStages = kHeadDim > 64 ? 2 : 4;
-  static constexpr uint32_t kRowBytes = kHeadDim * 4;  // K and V
-  static constexpr uint32_t kTileBytes = kTileRows * kRowBytes;
-  static constexpr uint32_t kRingBytes = kStages * kTileBytes;  // of one warp
-  static constexpr uint32_t kChunks = kRowBytes / 16;
-};
-
-// Where a chunk of 16 bytes lies in a tile: eight rows at the same chunk are in different banks.
-template <uint32_t kHeadDim>
-__device__ uint32_t ChunkAt(uint32_t row, uint32_t chunk) {
-  return row * FewShape<kHeadDim>::kRowBytes + ((chunk ^ (row & 7)) << 4);
-}
-
 // ---- Instructions
-
-__device__ inline void CopyChunk(uint32_t to, const std::byte* from, bool there) {
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to),
-               "l"(from), "r"(there ? 16 : 0), "l"(ReadOnce())
-               : "memory");
-}
 
 struct Fragment {
   uint32_t at[4];
@@ -114,99 +88,6 @@ __device__ Halves Split(float a, float b) {
 template <typename T>
 constexpr float kWeightExponent = std::is_same_v<T, __half> ? 14.0f : 0.0f;
 constexpr int kQueryExponent = 12;
-
-// ---- Rows from memory
-
-// The tiles of one warp, over all units of its CTA, one after the other: each is asked for as soon
-// as there is room, and where the next one's rows lie is found before that.
-template <uint32_t kHeadDim>
-class RowFeed {
- public:
-  using Shape = FewShape<kHeadDim>;
-
-  __device__ RowFeed(const FewCall& call, const Place& place, uint32_t units, uint32_t ring)
-      : call_(call), place_(place), units_(units), ring_(ring) {
-    FindTile();
-    for (uint32_t stage = 0; stage < Shape::kStages; ++stage) {
-      Locate();
-      Fetch(stage);
-    }
-  }
-
-  // Before each Fetch, long enough after the one before that the tokens have arrived.
-  __device__ void Locate() {
-    row_ = nullptr;
-    if (token_ == kNone) return;
-    row_ = base_ + blocks_[token_ / kBlockTokens] * block_stride_ +
-           (token_ % kBlockTokens) * Shape::kRowBytes;
-  }
-
-  // Asks for the tile, or for nothing after the last one.
-  __device__ void Fetch(uint32_t stage) {
-    const uint32_t lane = threadIdx.x % kWarp;
-    const uint32_t tile = ring_ + stage * Shape::kTileBytes;
-    if (there_is_) {
-#pragma unroll
-      for (uint32_t i = 0; i < kTileRows * Shape::kChunks / kWarp; ++i) {
-        const uint32_t row = (i * kWarp + lane) / Shape::kChunks;
-        const uint32_t chunk = (i * kWarp + lane) % Shape::kChunks;
-        const auto at = __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(row_), row);
-        const auto* from = at ? reinterpret_cast<const std::byte*>(at) + chunk * 16 : base_;
-        CopyChunk(tile + ChunkAt<kHeadDim>(row, chunk), from, at != 0);
-      }
-    }
-    __pipeline_commit();
-    FindTile();
-  }
-
- private:
-  static constexpr uint32_t kNone = ~0u;
-
-  __device__ void FindTile() {
-    there_is_ = false;
-    token_ = kNone;
-    while (tile_ * kTileRows >= entries_) {
-      if (units_ == 0) return;
-      --units_;
-      OpenUnit();
-    }
-    there_is_ = true;
-    const uint32_t entry = tile_ * kTileRows + threadIdx.x % kTileRows;
-    if (entry < entries_) token_ = selection_ ? selection_[entry] : first_ + entry;
-    tile_ += Shape::kWarps;
-  }
-
-  __device__ void OpenUnit() {
-    place_.Find(call_);
-    const FewItem& item = call_.items[place_.item];
-    entries_ = SplitEntries(item, place_.split);
-    first_ = place_.split * item.split_entries;
-    base_ = item.rows.base + uint64_t{place_.head} * item.rows.head_stride;
-    blocks_ = item.rows.blocks;
-    block_stride_ = item.rows.block_stride;
-    selection_ = item.selection;
-    if (selection_) selection_ += place_.head * item.selection_stride + first_;
-    tile_ = threadIdx.x / kWarp;
-    place_.Advance(call_, item.splits);
-  }
-
-  const FewCall& call_;
-  Place place_;     // of the unit after the one that is open
-  uint32_t units_;  // still to open
-  uint32_t ring_;
-  // The open unit.
-  const std::byte* base_ = nullptr;
-  const uint32_t* blocks_ = nullptr;
-  uint64_t block_stride_ = 0;
-  const uint32_t* selection_ = nullptr;  // from the split's first entry
-  uint32_t first_ = 0;
-  uint32_t entries_ = 0;
-  uint32_t tile_ = 0;
-  // The next tile: lanes n and n + 16 have its row n.
-  bool there_is_ = false;
-  uint32_t token_ = kNone;
-  const std::byte* row_ = nullptr;
-};
 
 // ---- Arithmetic of one warp
 
@@ -353,7 +234,7 @@ class HeadsOfWarp {
 //
 // A unit's tiles of 16 rows go to the warps in turn. Each warp brings its own rows and waits for
 // nobody until the unit ends, and its next unit's rows are under way by then.
-template <typename T, uint32_t kHeadDim>
+template <typename T, uint32_t kHeadDim, bool kOffloaded>
 __global__ void __launch_bounds__(FewShape<kHeadDim>::kWarps* kWarp, 3) AttendFewMma(FewCall call) {
   using Shape = FewShape<kHeadDim>;
   extern __shared__ __align__(128) std::byte shared[];
@@ -367,7 +248,7 @@ __global__ void __launch_bounds__(FewShape<kHeadDim>::kWarps* kWarp, 3) AttendFe
   const uint32_t warp = threadIdx.x / kWarp;
   const uint32_t ring =
       static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + warp * Shape::kRingBytes;
-  RowFeed<kHeadDim> feed(call, place, share.count, ring);
+  RowFeed<kHeadDim, kOffloaded> feed(call, place, share.count, ring);
   HeadsOfWarp<T, kHeadDim> heads;
   const float* loaded = nullptr;
   uint32_t stage = 0, done = 0;  // units of the list
@@ -383,6 +264,7 @@ __global__ void __launch_bounds__(FewShape<kHeadDim>::kWarps* kWarp, 3) AttendFe
       __pipeline_wait_prior(Shape::kStages - 1);
       __syncwarp();  // what the other lanes asked for is there too
       const uint32_t at = ring + stage * Shape::kTileBytes;
+      if constexpr (kOffloaded) feed.Land(stage, place, tile);
       heads.Score(at, entries - tile * kTileRows);
       feed.Locate();
       heads.Weigh();
@@ -394,6 +276,7 @@ __global__ void __launch_bounds__(FewShape<kHeadDim>::kWarps* kWarp, 3) AttendFe
     heads.Store(results + warp * call.pass_heads * (kHeadDim + kTail), used);
     FinishUnit<Shape::kWarps>(call, share, unit, place, done, results);
   }
+  if constexpr (kOffloaded) feed.NoteTimes();
   if (early) EndKernel();
 }
 

@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/attention_few.cuh"
 #include "kernels/cuda/begin_kernel.cuh"
+#include "kernels/cuda/copy_times.cuh"
 
 // The general way: rows of any type, heads of any size. See AttendFewPlain.
 namespace sparsekv::cuda {
@@ -143,11 +144,54 @@ constexpr size_t PlainSharedBytes(uint32_t pass_heads, uint32_t head_dim) {
   return pass_heads * head_dim * sizeof(float) + ResultBytes(kPlainWarps, pass_heads, head_dim);
 }
 
+// Where the rows of a warp's run of 32 entries are found, one per lane.
+template <bool kOffloaded>
+class PlainRows {
+ public:
+  // `token`: of the lane's entry, where `there`; `first`: the run's first entry in the list. Rows
+  // that come from the segment are read where they land, if they do.
+  __device__ const std::byte* Find(const FewItem& item, uint32_t head, uint32_t token, bool there,
+                                   uint32_t first) {
+    if constexpr (!kOffloaded) return there ? item.rows.Row(head, token) : nullptr;
+    const OffloadedView& offloaded = *item.offloaded;
+    const std::byte* row = nullptr;
+    uint32_t slot = 0;
+    if (there) {
+      slot = offloaded.SlotOf(head, token);
+      row = slot == kNotHot ? item.rows.Row(head, token) : offloaded.hot.rows.Row(head, slot);
+    }
+    const uint32_t absent = __ballot_sync(kAllLanes, there && slot == kNotHot);
+    if (absent == 0) return row;
+    times_.Begin();
+    if (offloaded.landing.blocks == nullptr) return row;
+    const uint32_t lane = threadIdx.x % kWarp;
+    for (uint32_t left = absent; left != 0; left &= left - 1) {
+      const auto r = static_cast<uint32_t>(__ffs(static_cast<int>(left)) - 1);
+      const auto at = __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(row), r);
+      auto* to = reinterpret_cast<uint4*>(offloaded.landing.Row(head, first + r));
+      for (uint32_t i = lane; i < item.rows.row_bytes / sizeof(uint4); i += kWarp) {
+        to[i] = reinterpret_cast<const uint4*>(at)[i];
+      }
+    }
+    __syncwarp();
+    times_.End();
+    return absent >> lane & 1 ? offloaded.landing.Row(head, first + lane) : row;
+  }
+
+  __device__ void NoteTimes(const FewCall& call) const {
+    if constexpr (!kOffloaded) return;
+    if (threadIdx.x % kWarp == 0) times_.Note(call.items[0].offloaded->times);
+  }
+
+ private:
+  ReadTimes times_;
+};
+
 // Bytes: a row of every list and KV head, once for each 8 query heads of a group. FLOPs: 4 *
 // head_dim per entry and query head, as float32 multiply-adds.
 //
 // A unit's entries go to the warps in runs of 32.
-template <typename T>
+template <typename T, bool kOffloaded>
 __global__ void __launch_bounds__(kPlainWarps* kWarp) AttendFewPlain(FewCall call) {
   BeginKernel();
   extern __shared__ __align__(128) float plain_shared[];
@@ -159,6 +203,7 @@ __global__ void __launch_bounds__(kPlainWarps* kWarp) AttendFewPlain(FewCall cal
   Place place = PlaceOf(call, share.first);
   const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   PlainHeads<T> heads(query, weights[warp], call.head_dim, call.scale);
+  PlainRows<kOffloaded> rows;
   uint32_t done = 0;  // units of the list
   for (uint32_t unit = share.first; unit < share.first + share.count; ++unit) {
     const FewItem& item = call.items[place.item];
@@ -172,15 +217,15 @@ __global__ void __launch_bounds__(kPlainWarps* kWarp) AttendFewPlain(FewCall cal
     if (selection) selection += place.head * item.selection_stride + first;
     for (uint32_t run = warp * kWarp; run < entries; run += kPlainWarps * kWarp) {
       const uint32_t entry = run + lane;
-      const std::byte* row = nullptr;
-      if (entry < entries) {
-        row = item.rows.Row(place.head, selection ? selection[entry] : first + entry);
-      }
+      const bool there = entry < entries;
+      const uint32_t token = there && selection ? selection[entry] : first + entry;
+      const std::byte* row = rows.Find(item, place.head, token, there, first + run);
       heads.AddRows(row, min(entries - run, kWarp));
     }
     heads.Store(results + warp * call.pass_heads * call.ResultFloats());
     FinishUnit<kPlainWarps>(call, share, unit, place, done, results);
   }
+  rows.NoteTimes(call);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include "base/check.h"
 #include "kernels/copy_ahead.h"
 #include "kernels/cuda/begin_kernel.cuh"
+#include "kernels/cuda/copy_times.cuh"
 #include "kernels/cuda/cta.cuh"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/tables.cuh"
@@ -126,31 +127,10 @@ __device__ void CopyWith(const RowList& rows, const uint32_t* starts, const Unit
 #pragma unroll
     for (uint32_t i = 0; i < kInFlight; ++i) {
       std::byte* to = FromLane(way.to, row);
-      if (row < count) reinterpret_cast<Unit*>(to)[unit] = values[i];
+      if (row < count) __stcs(reinterpret_cast<Unit*>(to) + unit, values[i]);
       units.Advance(row, unit);
     }
   }
-}
-
-__device__ uint64_t GlobalTime() {
-  uint64_t now;
-  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-  return now;
-}
-
-// The earlier of *time and `now`; 0 = none so far.
-__device__ void KeepEarlier(uint64_t* time, uint64_t now) {
-  auto* at = reinterpret_cast<unsigned long long*>(time);
-  unsigned long long seen = *reinterpret_cast<volatile unsigned long long*>(at);
-  while (seen == 0 || now < seen) {
-    const unsigned long long found = atomicCAS(at, seen, now);
-    if (found == seen) return;
-    seen = found;
-  }
-}
-
-__device__ void KeepLater(uint64_t* time, uint64_t now) {
-  atomicMax(reinterpret_cast<unsigned long long*>(time), static_cast<unsigned long long>(now));
 }
 
 // Bytes: 2 x row bytes per row, the half of it over PCIe. Warps take `batch` rows at a time, in

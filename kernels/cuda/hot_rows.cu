@@ -33,6 +33,7 @@ struct ResolveItem {
   uint32_t hit_stamp;
   uint32_t miss_stamp;
   uint32_t useful_stamp;
+  uint32_t by_place;
 };
 
 // The CTA's KV head.
@@ -43,6 +44,7 @@ struct Head : victims::HeadSlots {
   uint32_t count;
   uint32_t hit_stamp;
   uint32_t miss_stamp;
+  bool by_place;
 
   __device__ Head(const ResolveItem& item, uint32_t kv_head)
       : HeadSlots{item.table, kv_head, min(item.hit_stamp, item.miss_stamp),
@@ -52,7 +54,8 @@ struct Head : victims::HeadSlots {
         misses(item.misses + kv_head * item.miss_stride),
         count(item.count),
         hit_stamp(item.hit_stamp),
-        miss_stamp(item.miss_stamp) {}
+        miss_stamp(item.miss_stamp),
+        by_place(item.by_place != 0) {}
 };
 
 // Fills work.stamps, and empties all slots where asked to.
@@ -156,7 +159,7 @@ __device__ void HandOut(const Head& head, const uint16_t* absent, const uint16_t
     head.SlotOf(token) = static_cast<uint16_t>(slot);
     head.slots[i] = slot;
     if (i != work.current_at) {
-      head.misses[done + v - (i > work.current_at ? 1 : 0)] = {token, slot};
+      head.misses[done + v - (i > work.current_at ? 1 : 0)] = {head.by_place ? i : token, slot};
     }
   }
 }
@@ -220,7 +223,8 @@ void Resolve(const ResolveArgs& args, Tape& tape) {
                      .clear = item.clear,
                      .hit_stamp = item.hit_stamp,
                      .miss_stamp = item.miss_stamp,
-                     .useful_stamp = item.useful_stamp});
+                     .useful_stamp = item.useful_stamp,
+                     .by_place = item.by_place});
   }
   const dim3 grid(args.kv_heads, static_cast<uint32_t>(items.size()));
   tape.Launch(ResolveKernel, grid, dim3(kThreads), sizeof(Work), tape.Params(items));

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/attention.h"
 #include "kernels/hot_rows.h"
 #include "kernels/labels.h"
 #include "kernels/rows.h"
@@ -77,6 +78,24 @@ inline SlotsView ViewOf(const SlotTable& table) {
           table.set * table.map_layout->set_entries(),
           table.map_layout->kv_heads,
           table.slots};
+}
+
+struct OffloadedView {
+  SlotsView hot;
+  RowsView landing;  // without blocks: none
+  CopyTimes* times;
+
+  __device__ uint32_t SlotOf(uint32_t kv_head, uint32_t token) const {
+    return hot.slots > 0 ? hot.SlotOf(kv_head, token) : kNotHot;
+  }
+};
+
+inline OffloadedView ViewOf(const OffloadedRows& offloaded) {
+  OffloadedView view{};
+  if (offloaded.hot.slots > 0) view.hot = ViewOf(offloaded.hot);
+  if (offloaded.landing.blocks != nullptr) view.landing = ViewOf(offloaded.landing);
+  view.times = offloaded.times;
+  return view;
 }
 
 // One element of an array of the type, as float32 and back, rounded to nearest even.

@@ -57,7 +57,7 @@ void ResolveHead(const ResolveArgs& args, const ResolveArgs::Item& item, uint32_
     if (rows[i] == item.current) {
       resolved.hits += 1;
     } else {
-      misses[resolved.misses++] = {rows[i], slot};
+      misses[resolved.misses++] = {item.by_place ? i : rows[i], slot};
     }
   }
   item.resolved[head] = resolved;
