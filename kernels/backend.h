@@ -70,6 +70,7 @@ class Backend {
 
   virtual void BeginStep(StepKind) {}
   virtual void EndStep() {}
+  virtual StepWork decode_work() const { return {}; }
   // Inside a step: what follows goes to that lane. A step begins on kCompute, and ends when all
   // lanes are done.
   virtual void UseLane(Lane) {}

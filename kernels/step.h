@@ -17,4 +17,11 @@ enum class StepKind : uint8_t { kPrompt, kDecode };
 enum class Lane : uint8_t { kCompute = 0, kPredict = 1, kPrefetch = 2, kKeep = 3 };
 inline constexpr int kLanes = 4;
 
+// What decode steps were made of so far, where they are noted and run as a whole.
+struct StepWork {
+  uint64_t steps = 0;
+  uint64_t operations = 0;  // kernels and copies
+  double wait_s = 0;        // the host did nothing but wait for the device
+};
+
 }  // namespace sparsekv

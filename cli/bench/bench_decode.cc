@@ -5,6 +5,7 @@
 #include <cmath>
 #include <map>
 #include <memory>
+#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
@@ -75,7 +76,8 @@ class DecodeBench {
   absl::StatusOr<std::unique_ptr<LocalRunner>> MakeRunner(const Case* one, Timeline* timeline);
   absl::Status RunCase(const Case& one);
   void MeasureStream();
-  BenchCase Describe(const Case& one, LocalRunner& runner, std::vector<double> seconds) const;
+  BenchCase Describe(const Case& one, LocalRunner& runner, std::vector<double> seconds,
+                     const StepWork& before) const;
   // The bytes that a step must read at least, and its arithmetic.
   void CountWork(size_t row_bytes, BenchCase* item) const;
 
@@ -140,9 +142,11 @@ absl::Status DecodeBench::RunCase(const Case& one) {
   std::vector<double> seconds;
   streams_.clear();
   MeasureStream();
+  StepWork before;
   for (uint32_t step = 0; step < o_.warmup + o_.steps; ++step) {
     if (step == o_.warmup) {
       runner.device().attention->counts().assign(layers, LayerCounts{});
+      before = runner.device().backend->decode_work();
     }
     timeline.Clear();
     runner.model().set_measure(step + 1 == o_.warmup + o_.steps / 2);
@@ -152,13 +156,25 @@ absl::Status DecodeBench::RunCase(const Case& one) {
     if (step >= o_.warmup) seconds.push_back(took);
   }
   MeasureStream();
-  report_.Add(Describe(one, runner, seconds));
+  report_.Add(Describe(one, runner, seconds, before));
   if (o_.timeline.empty()) return absl::OkStatus();
   return timeline.Write(o_.timeline);
 }
 
-BenchCase DecodeBench::Describe(const Case& one, LocalRunner& runner,
-                                std::vector<double> seconds) const {
+// What of a step the host does while the device does nothing, and what it gives the device.
+void DescribeHost(const StepWork& before, const StepWork& after, const std::vector<double>& seconds,
+                  BenchCase* item) {
+  const uint64_t steps = after.steps - before.steps;
+  if (steps == 0) return;
+  const double all = std::accumulate(seconds.begin(), seconds.end(), 0.0);
+  const double host = all - (after.wait_s - before.wait_s);
+  item->params["host_us_per_step"] = std::round(1e6 * host / double(seconds.size()));
+  item->params["operations_per_step"] =
+      std::round(double(after.operations - before.operations) / double(steps));
+}
+
+BenchCase DecodeBench::Describe(const Case& one, LocalRunner& runner, std::vector<double> seconds,
+                                const StepWork& before) const {
   const std::vector<LayerCounts>& layers = runner.device().attention->counts();
   const LayerCounts total = Total(layers);
   const RowCounts& rows = total.rows;
@@ -194,6 +210,7 @@ BenchCase DecodeBench::Describe(const Case& one, LocalRunner& runner,
   for (const Device::MemoryUse& use : runner.device().Memory()) {
     if (o_.json) item.params["device_memory"][use.kind] = use.bytes;
   }
+  DescribeHost(before, runner.device().backend->decode_work(), seconds, &item);
   CountWork(row_bytes, &item);
   item.seconds_median = Median(seconds);
   const double stream = Median(streams_);

@@ -74,6 +74,7 @@ class CudaBackend final : public Backend {
   }
   void BeginStep(StepKind kind) override;
   void EndStep() override;
+  StepWork decode_work() const override { return tape_.statistics().decode; }
   void UseLane(Lane lane) override { tape_.UseLane(lane); }
   uint32_t Mark() override { return tape_.Mark(); }
   void WaitFor(uint32_t mark) override { tape_.WaitFor(mark); }

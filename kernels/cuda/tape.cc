@@ -4,6 +4,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 
 #include "base/check.h"
@@ -123,6 +124,7 @@ void Tape::WaitFor(uint32_t mark) {
 
 // A buffer that grows leaves the old one to the kernels that were given it.
 std::byte* Tape::Scratch(size_t bytes) {
+  CHECK(lane_ != Lane::kKeep);  // ReserveScratch has none for it
   const auto lane = static_cast<size_t>(lane_);
   if (bytes > scratch_bytes_[lane]) {
     if (scratch_[lane]) old_scratch_.push_back(scratch_[lane]);
@@ -148,13 +150,20 @@ uint64_t Tape::Shape() const {
 
 void Tape::Finish() {
   ++statistics_.steps;
-  statistics_.launches += ops_.size();
   if (graphs_ && kind_ == StepKind::kDecode) {
     RunGraph();
   } else {
     RunDirectly();
   }
+  const auto begin = std::chrono::steady_clock::now();
   Wait();
+  if (kind_ == StepKind::kDecode) {
+    const auto launched = [](const Op& op) { return op.kind != Op::kMark && op.kind != Op::kWait; };
+    statistics_.decode.steps += 1;
+    statistics_.decode.operations += static_cast<uint64_t>(std::ranges::count_if(ops_, launched));
+    statistics_.decode.wait_s +=
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  }
   for (const Result& result : results_) {
     std::memcpy(result.to, result_host_ + result.offset, result.bytes);
   }

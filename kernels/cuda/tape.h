@@ -125,7 +125,8 @@ class Tape {
   void ReserveScratch(size_t bytes);
 
   struct Statistics {
-    uint64_t steps = 0, launches = 0, graphs_made = 0, graph_steps = 0;
+    uint64_t steps = 0, graphs_made = 0, graph_steps = 0;
+    StepWork decode;
   };
   const Statistics& statistics() const { return statistics_; }
 

@@ -50,6 +50,7 @@ TEST_F(TapeTest, OneShapeIsOneGraphWhateverItsParameters) {
   for (uint32_t i = 0; i < 50; ++i) EXPECT_EQ(Step(tape, {i, 2 * i}), i * 31 + 2 * i);
   EXPECT_EQ(tape.statistics().graphs_made, 1u);
   EXPECT_EQ(tape.statistics().graph_steps, 50u);
+  EXPECT_EQ(tape.statistics().decode.steps, 50u);
   EXPECT_EQ(fake::statistics().live_graphs, 1u);
 }
 
