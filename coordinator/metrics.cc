@@ -110,7 +110,7 @@ Metrics::Metrics(uint32_t workers)
       gather_requests_refused(
           Counter(registry_, "gather_requests_total", kGatherHelp, {{"result", "refused"}})),
       exposed_stall_seconds(Counter(registry_, "exposed_stall_seconds_total",
-                                    "Time in which a device waited for rows")),
+                                    "Time in which a device waited for rows or read missing ones")),
       link_busy_seconds(Counter(registry_, "link_busy_seconds_total",
                                 "Time in which a link between host and device carried rows")),
       recall_samples(Counter(registry_, "attention_recall_samples_total",

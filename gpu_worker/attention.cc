@@ -277,6 +277,7 @@ void Attention::AttendSelected(uint32_t layer, std::span<const Selecting> round,
   if (measure_) JudgePrediction(layer, round, stride);
   SampleRecall(layer, round, stride);
   std::vector<AttendArgs::Item> attend, offloaded;
+  std::vector<size_t> places;  // of the offloaded ones
   std::vector<RowFetcher::Request> requests;
   for (size_t n = 0; n < round.size(); ++n) {
     const auto [index, count] = std::pair(round[n].index, round[n].count);
@@ -286,20 +287,21 @@ void Attention::AttendSelected(uint32_t layer, std::span<const Selecting> round,
     if (item.offloaded()) {
       requests.push_back(RequestFor(round[n], false, n, stride));
       offloaded.push_back(one);
+      places.push_back(n);
     } else {
       one.rows = item.device ? item.device->Rows(layer) : HostRows(layer, item);
       if (item.counts) CountHere(layer, item, count);
-      attend.push_back(one);
     }
+    attend.push_back(one);
   }
   if (!requests.empty()) {
     options_.fetcher->Bring(layer, requests, stride, offloaded, &counts_[layer]);
     AppendToSlots(offloaded, stride);
-    attend.insert(attend.end(), offloaded.begin(), offloaded.end());
+    for (size_t i = 0; i < places.size(); ++i) attend[places[i]] = offloaded[i];
   }
   Timeline::Span span(options_.timeline, "attend", layer);
   Attend(layer, attend, stride);
-  if (!requests.empty()) options_.fetcher->Keep();
+  if (!requests.empty()) options_.fetcher->GiveSlots();
 }
 
 // The current token's row, the last of each list that holds slots; else it is read from the

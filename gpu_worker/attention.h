@@ -24,8 +24,9 @@ namespace sparsekv {
 //
 // Rows are attended in one of four places: in the segment, where they lie; on the device at their
 // positions (resident; or one layer at a time, a dense offloaded sequence); on the device in slots
-// (offloaded, selected); or in the prefill buffer, one layer's rows of a prompt. What is attended,
-// and in which order it is summed, is the same everywhere.
+// (offloaded, selected; what has no slot, on a device of its own, in the segment); or in the
+// prefill buffer, one layer's rows of a prompt. What is attended, and in which order it is summed,
+// is the same everywhere.
 class Attention {
  public:
   struct Options {

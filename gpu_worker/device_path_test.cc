@@ -155,6 +155,67 @@ TEST_F(DevicePathTest, EveryWayGivesTheBitsOfTheCpu) {
   EXPECT_GT(stopped, 10u);
 }
 
+// What was there and what was missing, as where the device's memory is the host's. (Predictions
+// differ: there they are as quick as the machine, here they are stopped by chance.)
+TEST_F(DevicePathTest, CountsAreThoseOfTheCpu) {
+  for (const How& how : AllWays()) {
+    if (how.rows.predict && how.placement == RowPlacement::kOffload) continue;
+    SCOPED_TRACE(how.name + (how.dense ? ", dense" : ""));
+    const RowBudget budget = how.dense ? RowBudget{} : kBudget;
+    LocalRunner::Options options = Options(how, 2);
+    auto device = LocalRunner::Make(files_, options);
+    ASSERT_TRUE(device.ok()) << device.status();
+    options.backend = BackendKind::kCpu;
+    options.make_backend = nullptr;
+    auto cpu = LocalRunner::Make(files_, options);
+    ASSERT_TRUE(cpu.ok()) << cpu.status();
+    for (LocalRunner* runner : {device->get(), cpu->get()}) Decode(*runner, 2, budget);
+    uint64_t missed = 0;
+    for (uint32_t layer = 0; layer < kLayers; ++layer) {
+      const RowCounts& got = (*device)->device().attention->counts()[layer].rows;
+      const RowCounts& expected = (*cpu)->device().attention->counts()[layer].rows;
+      EXPECT_EQ(got.selected, expected.selected);
+      EXPECT_EQ(got.hits, expected.hits);
+      EXPECT_EQ(got.useful, expected.useful);
+      EXPECT_EQ(got.missed, expected.missed);
+      missed += got.missed;
+    }
+    for (uint32_t sequence = 0; sequence < 2; ++sequence) {
+      EXPECT_EQ((*device)->counts(sequence).hits, (*cpu)->counts(sequence).hits);
+      EXPECT_EQ((*device)->counts(sequence).missed, (*cpu)->counts(sequence).missed);
+    }
+    // Beside these the rows that the steps made come over the link, where a selection has them.
+    const bool reads_made = how.placement == RowPlacement::kOffload && !how.dense;
+    const uint64_t made = reads_made ? uint64_t{kLayers} * kSteps * 2 * files_.config.kv_heads : 0;
+    EXPECT_EQ((*device)->device().attention->direct_bytes(),
+              (missed + made) * files_.Layout(1).row_bytes());
+  }
+}
+
+TEST_F(DevicePathTest, WhatIsForgottenIsInNoSlot) {
+  for (uint32_t hot : {0u, 100u, 300u}) {
+    const How how = {.name = "", .rows = {.in_place = false, .hot_rows = hot}};
+    auto device = LocalRunner::Make(files_, Options(how, 1));
+    ASSERT_TRUE(device.ok()) << device.status();
+    auto plain = LocalRunner::Make(files_, {.max_tokens = kTokens, .chunk_tokens = 256});
+    ASSERT_TRUE(plain.ok()) << plain.status();
+    std::vector<float> seen[2];
+    for (size_t which : {0, 1}) {
+      LocalRunner& runner = which == 0 ? **device : **plain;
+      runner.Prefill(0, Prompt(0));
+      for (uint32_t first : {3u, 40u}) {
+        for (uint32_t id = first; id < first + kSteps; ++id) {
+          runner.Forward({&id, 1}, kBudget);
+          const float* logits = runner.Logits(0);
+          seen[which].insert(seen[which].end(), logits, logits + files_.config.vocab_size);
+        }
+        runner.Rewind(kPrompt);
+      }
+    }
+    EXPECT_EQ(seen[0], seen[1]) << hot << " hot rows";
+  }
+}
+
 TEST_F(DevicePathTest, MemoryIsWhatThePlanSaid) {
   for (const How& how : AllWays()) {
     SCOPED_TRACE(how.name);

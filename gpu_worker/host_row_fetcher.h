@@ -37,7 +37,7 @@ class HostRowFetcher final : public RowFetcher {
   void BeginLists() override {}
   void Bring(uint32_t layer, std::span<const Request> requests, size_t stride,
              std::span<AttendArgs::Item> attend, LayerCounts* counts) override;
-  void Keep() override {}
+  void GiveSlots() override {}
   void Stream(uint32_t layer, const StepItem& item, uint32_t first, uint32_t tokens,
               const RowTable* to, LayerCounts* counts) override;
   void FetchNotes() override {}

@@ -11,12 +11,21 @@ namespace {
 // A layer has at most one call per item and direction: rounds of a batch are never emptier.
 size_t MostCalls(uint32_t layers, uint32_t max_batch) { return size_t{2} * layers * max_batch; }
 
+// What a call writes into the journal first; a Resolved for every item and KV head follows.
+struct Note {
+  CopyProgress progress;
+  CopyTimes times;
+};
+
+size_t NoteBytes(size_t items, uint32_t kv_heads) {
+  const size_t resolved = items * kv_heads * sizeof(Resolved);
+  return sizeof(Note) + (resolved + alignof(Note) - 1) / alignof(Note) * alignof(Note);
+}
+
 }  // namespace
 
-// [calls] progress, [calls] times, then [calls' items][kv_heads] resolved.
 size_t LaneRowFetcher::JournalBytes(uint32_t layers, uint32_t max_batch, uint32_t kv_heads) {
-  const size_t calls = MostCalls(layers, max_batch);
-  return calls * (sizeof(CopyProgress) + sizeof(CopyTimes) + kv_heads * sizeof(Resolved));
+  return MostCalls(layers, max_batch) * NoteBytes(1, kv_heads);
 }
 
 LaneRowFetcher::LaneRowFetcher(const Options& options)
@@ -25,28 +34,28 @@ LaneRowFetcher::LaneRowFetcher(const Options& options)
       most_calls_(MostCalls(options.layers, options.max_batch)),
       predicted_(2, std::vector<bool>(options.max_batch)) {}
 
-CopyProgress* LaneRowFetcher::progress() const {
-  return reinterpret_cast<CopyProgress*>(options_.journal);
+CopyProgress* LaneRowFetcher::progress(const Call& call) const {
+  return &reinterpret_cast<Note*>(options_.journal + call.note)->progress;
 }
 
-CopyTimes* LaneRowFetcher::times() const {
-  return reinterpret_cast<CopyTimes*>(progress() + most_calls_);
+CopyTimes* LaneRowFetcher::times(const Call& call) const {
+  return &reinterpret_cast<Note*>(options_.journal + call.note)->times;
 }
 
-Resolved* LaneRowFetcher::resolved() const {
-  return reinterpret_cast<Resolved*>(times() + most_calls_);
+Resolved* LaneRowFetcher::resolved(const Call& call, size_t item) const {
+  return reinterpret_cast<Resolved*>(options_.journal + call.note + sizeof(Note)) +
+         item * kv_heads_;
 }
 
 void LaneRowFetcher::BeginStep(size_t items) {
   CHECK_LE(items, size_t{options_.max_batch});
   calls_.clear();
-  CHECK(!kept_);  // FetchNotes waited
-  resolved_used_ = 0;
+  CHECK(!given_);  // FetchNotes waited
+  journal_used_ = 0;
   open_layer_[0] = open_layer_[1] = kNoToken;
-  // As many as the step can need, which is the same in every step of so many items.
-  const size_t calls = 2 * options_.layers * std::max<size_t>(items, 1);
-  options_.backend->Fill(progress(), 0, calls * sizeof(CopyProgress));
-  options_.backend->Fill(times(), 0, calls * sizeof(CopyTimes));
+  // As much as the step can need, which is the same in every step of so many items.
+  const auto batch = static_cast<uint32_t>(std::max<size_t>(items, 1));
+  options_.backend->Fill(options_.journal, 0, JournalBytes(options_.layers, batch, kv_heads_));
 }
 
 LaneRowFetcher::Call& LaneRowFetcher::Begin(uint32_t layer, bool ahead,
@@ -55,13 +64,13 @@ LaneRowFetcher::Call& LaneRowFetcher::Begin(uint32_t layer, bool ahead,
   Call& call = calls_.emplace_back();
   call.layer = layer;
   call.ahead = ahead;
-  call.first_resolved = resolved_used_;
+  call.note = journal_used_;
   for (const Request& request : requests) {
     call.items.push_back(request.item);
     call.index.push_back(request.index);
     call.count.push_back(request.count);
   }
-  resolved_used_ += requests.size() * kv_heads_;
+  journal_used_ += NoteBytes(requests.size(), kv_heads_);
   return call;
 }
 
@@ -82,7 +91,7 @@ void LaneRowFetcher::Prefetch(uint32_t layer, std::span<const Request> requests,
     ResolveArgs::Item& resolve = items.emplace_back(ResolvePredicted(layer, request));
     resolve.misses = moves + (size_t{half} * options_.set_slots + slots_used_[half]) * kv_heads_;
     resolve.miss_stride = resolve.table.slots;
-    resolve.resolved = resolved() + call.first_resolved + i * kv_heads_;
+    resolve.resolved = resolved(call, i);
     slots_used_[half] += resolve.table.slots;
     CHECK_LE(slots_used_[half], options_.set_slots);
     predicted_[half][request.index] = true;
@@ -94,14 +103,12 @@ void LaneRowFetcher::Prefetch(uint32_t layer, std::span<const Request> requests,
   }
   Backend& backend = *options_.backend;
   // A set that is shared was the layer's before the one that attends now.
-  if (kept_ && requests[0].item->device->shared()) backend.WaitFor(*kept_);
+  if (given_ && requests[0].item->device->shared()) backend.WaitFor(*given_);
   backend.Resolve({.kv_heads = kv_heads_, .stride = stride, .items = items});
   const uint32_t listed = backend.Mark();
   backend.UseLane(Lane::kPrefetch);
   backend.WaitFor(listed);
-  backend.CopyAhead({.kv_heads = kv_heads_,
-                     .items = call.copies,
-                     .progress = progress() + (&call - calls_.data())});
+  backend.CopyAhead({.kv_heads = kv_heads_, .items = call.copies, .progress = progress(call)});
   call.mark = backend.Mark();
   backend.UseLane(Lane::kPredict);
 }
@@ -111,7 +118,7 @@ double LaneRowFetcher::Settle(uint32_t layer, bool finish, LayerCounts*) {
   for (Call& call : calls_) {
     if (!call.ahead || call.layer != layer || call.settled) continue;
     call.settled = true;
-    CopyProgress* at = progress() + (&call - calls_.data());
+    CopyProgress* at = progress(call);
     if (!finish) backend.StopCopy(at);
     backend.WaitFor(call.mark);
     if (finish) continue;
@@ -137,40 +144,46 @@ RowFetcher::Prediction LaneRowFetcher::Predicted(uint32_t, uint32_t) const {
 }
 
 void LaneRowFetcher::BeginLists() {
-  if (kept_) options_.backend->WaitFor(*kept_);
-  kept_.reset();
+  if (given_) options_.backend->WaitFor(*given_);
+  given_.reset();
 }
 
 void LaneRowFetcher::Bring(uint32_t layer, std::span<const Request> requests, size_t stride,
                            std::span<AttendArgs::Item> attend, LayerCounts*) {
   Call& call = Begin(layer, false, requests);
-  keeping_ = {.stride = stride};
+  giving_ = {.stride = stride};
   uint32_t landed = 0;  // blocks
   for (size_t i = 0; i < requests.size(); ++i) {
     const Request& request = requests[i];
     const RowSets& sets = *request.item->device;
-    OffloadedRows rows{.times = times() + (&call - calls_.data())};
+    OffloadedRows rows{.times = times(call)};
+    // A shared set holds nothing but the layer's prediction. What GiveSlots adds to it was never
+    // brought; whoever uses the set next clears it, or does not look.
     const bool looked_for = !sets.shared() || predicted(layer, request.index);
     call.resolved.push_back(looked_for);
+    if (!looked_for) {
+      rows.landing = sets.Rows(layer);  // which nothing else uses
+      rows.kept = false;
+    }
     if (looked_for) {
       rows.hot = sets.Slots(layer);
       ResolveArgs::Item& resolve =
-          keeping_.resolve.emplace_back(ResolveSelected(layer, request, true));
+          giving_.resolve.emplace_back(ResolveSelected(layer, request, true));
       resolve.current = kNoToken;  // its row is brought as any other
       resolve.misses = request.misses;
       resolve.miss_stride = stride;
       resolve.by_place = true;
-      resolve.resolved = resolved() + call.first_resolved + i * kv_heads_;
+      resolve.resolved = resolved(call, i);
     }
     if (!sets.shared()) {
       rows.landing = {options_.landing, options_.landing_blocks + landed, &options_.landing_layout};
       landed += (request.count + kBlockTokens - 1) / kBlockTokens;
       CHECK_LE(landed, options_.landing_layout.blocks);
-      keeping_.copies.push_back({.from = rows.landing,
-                                 .to = sets.Rows(layer),
-                                 .moves = request.misses,
-                                 .stride = stride,
-                                 .resolved = keeping_.resolve.back().resolved});
+      giving_.copies.push_back({.from = rows.landing,
+                                .to = sets.Rows(layer),
+                                .moves = request.misses,
+                                .stride = stride,
+                                .resolved = giving_.resolve.back().resolved});
     }
     attend[i].rows = HostRows(layer, *request.item);
     attend[i].selection = request.rows;
@@ -178,17 +191,17 @@ void LaneRowFetcher::Bring(uint32_t layer, std::span<const Request> requests, si
   }
 }
 
-void LaneRowFetcher::Keep() {
-  if (keeping_.resolve.empty()) return;
+void LaneRowFetcher::GiveSlots() {
+  if (giving_.resolve.empty()) return;
   Backend& backend = *options_.backend;
   const uint32_t attended = backend.Mark();
   backend.UseLane(Lane::kKeep);
   backend.WaitFor(attended);
-  backend.Resolve({.kv_heads = kv_heads_, .stride = keeping_.stride, .items = keeping_.resolve});
-  if (!keeping_.copies.empty()) {
-    backend.CopyRows({.kv_heads = kv_heads_, .items = keeping_.copies});
+  backend.Resolve({.kv_heads = kv_heads_, .stride = giving_.stride, .items = giving_.resolve});
+  if (!giving_.copies.empty()) {
+    backend.CopyRows({.kv_heads = kv_heads_, .items = giving_.copies});
   }
-  kept_ = backend.Mark();
+  given_ = backend.Mark();
   backend.UseLane(Lane::kCompute);
 }
 
@@ -201,40 +214,38 @@ void LaneRowFetcher::Stream(uint32_t layer, const StepItem& item, uint32_t first
   Call& call = Begin(layer, false, {&request, 1});
   call.streamed = true;
   const CopyRowsArgs::Item copy = {.from = HostRows(layer, item), .to = *to, .first_rows = tokens};
-  options_.backend->CopyRows(
-      {.kv_heads = kv_heads_, .items = {&copy, 1}, .times = times() + (&call - calls_.data())});
+  options_.backend->CopyRows({.kv_heads = kv_heads_, .items = {&copy, 1}, .times = times(call)});
 }
 
 void LaneRowFetcher::FetchNotes() {
-  progress_seen_.resize(calls_.size());
-  times_seen_.resize(calls_.size());
-  resolved_seen_.resize(resolved_used_);
   if (calls_.empty()) return;
   BeginLists();  // the journal is written
-  Backend& backend = *options_.backend;
-  backend.Fetch(progress_seen_.data(), progress(), calls_.size() * sizeof(CopyProgress));
-  backend.Fetch(times_seen_.data(), times(), calls_.size() * sizeof(CopyTimes));
-  backend.Fetch(resolved_seen_.data(), resolved(), resolved_used_ * sizeof(Resolved));
+  seen_.resize(journal_used_ / sizeof(uint64_t));
+  options_.backend->Fetch(seen_.data(), options_.journal, journal_used_);
 }
 
 void LaneRowFetcher::EndStep(std::vector<LayerCounts>* counts) {
-  for (size_t i = 0; i < calls_.size(); ++i) {
-    LayerCounts* layer = &(*counts)[calls_[i].layer];
-    if (calls_[i].ahead) {
-      CountAhead(calls_[i], progress_seen_[i], layer);
+  const auto* seen = reinterpret_cast<const std::byte*>(seen_.data());
+  for (const Call& call : calls_) {
+    const auto& note = *reinterpret_cast<const Note*>(seen + call.note);
+    const std::span found(reinterpret_cast<const Resolved*>(&note + 1),
+                          call.items.size() * kv_heads_);
+    LayerCounts* layer = &(*counts)[call.layer];
+    if (call.ahead) {
+      CountAhead(call, note.progress, found, layer);
     } else {
-      CountBrought(calls_[i], times_seen_[i], layer);
+      CountBrought(call, note.times, found, layer);
     }
   }
   calls_.clear();
 }
 
 void LaneRowFetcher::CountAhead(const Call& call, const CopyProgress& progress,
-                                LayerCounts* counts) {
+                                std::span<const Resolved> found, LayerCounts* counts) {
   uint64_t left = uint64_t{progress.slices} * kCopySliceRows;
   for (size_t i = 0; i < call.items.size(); ++i) {
     for (uint32_t head = 0; head < kv_heads_; ++head) {
-      const uint32_t wanted = resolved_seen_[call.first_resolved + i * kv_heads_ + head].misses;
+      const uint32_t wanted = found[i * kv_heads_ + head].misses;
       const auto here = static_cast<uint32_t>(std::min<uint64_t>(left, wanted));
       left -= here;
       counts->rows.prefetched += here;
@@ -248,8 +259,9 @@ void LaneRowFetcher::CountAhead(const Call& call, const CopyProgress& progress,
 }
 
 // What of an item's rows was there, over its KV heads. The current token's row was made by the step
-// itself and has no slot before Keep: there it is a miss, here it is none.
-RowCounts LaneRowFetcher::Brought(const Call& call, size_t item) const {
+// itself and has no slot before GiveSlots: there it is a miss, here it is none.
+RowCounts LaneRowFetcher::Brought(const Call& call, size_t item,
+                                  std::span<const Resolved> seen) const {
   const uint64_t rows = uint64_t{call.count[item]} * kv_heads_;
   RowCounts counts{.selected = rows};
   if (call.streamed) {
@@ -258,9 +270,7 @@ RowCounts LaneRowFetcher::Brought(const Call& call, size_t item) const {
   }
   for (uint32_t head = 0; head < kv_heads_; ++head) {
     Resolved found{.misses = call.count[item]};
-    if (call.resolved[item]) {
-      found = resolved_seen_[call.first_resolved + item * kv_heads_ + head];
-    }
+    if (call.resolved[item]) found = seen[item * kv_heads_ + head];
     CHECK_GE(found.misses, 1u);
     counts.hits += found.hits - found.useful + 1;
     counts.useful += found.useful;
@@ -269,10 +279,11 @@ RowCounts LaneRowFetcher::Brought(const Call& call, size_t item) const {
   return counts;
 }
 
-void LaneRowFetcher::CountBrought(const Call& call, const CopyTimes& times, LayerCounts* counts) {
+void LaneRowFetcher::CountBrought(const Call& call, const CopyTimes& times,
+                                  std::span<const Resolved> found, LayerCounts* counts) {
   uint64_t missed = 0;
   for (size_t i = 0; i < call.items.size(); ++i) {
-    const RowCounts own = Brought(call, i);
+    const RowCounts own = Brought(call, i, found);
     for (RowCounts* to : {&counts->rows, call.items[i]->counts}) {
       if (!to) continue;
       to->selected += own.selected;
@@ -282,7 +293,10 @@ void LaneRowFetcher::CountBrought(const Call& call, const CopyTimes& times, Laye
     }
     missed += own.missed;
   }
-  direct_bytes_ += missed * options_.host_layout.row_bytes();
+  // The current rows were read with the others.
+  const uint64_t made = call.streamed ? 0 : call.items.size() * kv_heads_;
+  direct_bytes_ += (missed + made) * options_.host_layout.row_bytes();
+  if (missed == 0) return;
   if (times.end_ns <= times.begin_ns || times.begin_ns == 0) return;
   AddStall(call, 1e-9 * static_cast<double>(times.end_ns - times.begin_ns), counts);
 }

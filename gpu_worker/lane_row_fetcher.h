@@ -18,7 +18,7 @@ namespace sparsekv {
 // What happened is written into a journal on the device and counted when the step is over.
 // Predictions are always corrected: nothing asks for their slots.
 //
-// Where layers share sets nothing is kept: no layer will find there what it left.
+// Where layers share sets nothing is copied: no layer will find there what it left.
 class LaneRowFetcher final : public RowFetcher {
  public:
   struct Options {
@@ -46,7 +46,7 @@ class LaneRowFetcher final : public RowFetcher {
   void BeginLists() override;
   void Bring(uint32_t layer, std::span<const Request> requests, size_t stride,
              std::span<AttendArgs::Item> attend, LayerCounts* counts) override;
-  void Keep() override;
+  void GiveSlots() override;
   void Stream(uint32_t layer, const StepItem& item, uint32_t first, uint32_t tokens,
               const RowTable* to, LayerCounts* counts) override;
   void FetchNotes() override;
@@ -56,8 +56,7 @@ class LaneRowFetcher final : public RowFetcher {
   uint64_t direct_bytes() const override { return direct_bytes_; }
 
  private:
-  // Rows of one call of Prefetch or Bring, or of Stream. A call's number is its place in the
-  // journal.
+  // Rows of one call of Prefetch or Bring, or of Stream.
   struct Call {
     uint32_t layer = 0;
     bool ahead = false;
@@ -65,43 +64,44 @@ class LaneRowFetcher final : public RowFetcher {
     std::vector<const StepItem*> items;
     std::vector<uint32_t> index;  // of the items
     std::vector<uint32_t> count;  // rows asked for, per KV head
-    size_t first_resolved = 0;    // [items][kv_heads] in the journal
+    size_t note = 0;              // place in the journal
     uint32_t mark = 0;            // ahead: when the copies are over
     std::vector<CopyRowsArgs::Item> copies;
     std::vector<bool> resolved;  // Bring: whether the item's rows are looked for in slots
     bool settled = false;
   };
-  // Of the last Bring, for Keep.
-  struct Keeping {
+  // Of the last Bring, for GiveSlots.
+  struct Giving {
     size_t stride = 0;
     std::vector<ResolveArgs::Item> resolve;
     std::vector<CopyRowsArgs::Item> copies;
   };
 
   Call& Begin(uint32_t layer, bool ahead, std::span<const Request> requests);
-  RowCounts Brought(const Call& call, size_t item) const;
-  void CountAhead(const Call& call, const CopyProgress& progress, LayerCounts* counts);
-  void CountBrought(const Call& call, const CopyTimes& times, LayerCounts* counts);
+  RowCounts Brought(const Call& call, size_t item, std::span<const Resolved> found) const;
+  // `found`: [items][kv_heads], what Resolve wrote.
+  void CountAhead(const Call& call, const CopyProgress& progress, std::span<const Resolved> found,
+                  LayerCounts* counts);
+  void CountBrought(const Call& call, const CopyTimes& times, std::span<const Resolved> found,
+                    LayerCounts* counts);
   void AddStall(const Call& call, double seconds, LayerCounts* counts);
   RowTable HostRows(uint32_t layer, const StepItem& item) const;
-  CopyProgress* progress() const;
-  CopyTimes* times() const;
-  Resolved* resolved() const;
+  CopyProgress* progress(const Call& call) const;
+  CopyTimes* times(const Call& call) const;
+  Resolved* resolved(const Call& call, size_t item) const;
 
   const Options options_;
   const uint32_t kv_heads_;
   const size_t most_calls_;
   std::vector<Call> calls_;  // of the step
-  size_t resolved_used_ = 0;
+  size_t journal_used_ = 0;  // bytes
   uint32_t slots_used_[2]{};
   uint32_t open_layer_[2]{};
   std::vector<std::vector<bool>> predicted_;  // [2][items], of the layers in open_layer_
-  Keeping keeping_;
+  Giving giving_;
   std::optional<uint32_t>
-      kept_;  // mark: when the last Keep's operations are over, if not waited for
-  std::vector<CopyProgress> progress_seen_;
-  std::vector<CopyTimes> times_seen_;
-  std::vector<Resolved> resolved_seen_;
+      given_;  // mark: when the last GiveSlots' operations are over, if not waited for
+  std::vector<uint64_t> seen_;  // the journal, when the step is over
   uint64_t direct_bytes_ = 0;
 };
 

@@ -59,6 +59,13 @@ Unit UnitOf(const ModelConfig& config, const ChannelConfig* channels,
   return unit;
 }
 
+// As many as one layer's sets have, but no more than a batch can select.
+uint32_t LandingBlocks(const Unit& unit, const MemoryPlan::Request& request, uint32_t set_slots) {
+  const uint32_t of_one = std::min(unit.pages, Pages(DeviceRows::kMostSelected));
+  const uint64_t most = uint64_t{request.max_batch} * of_one;
+  return static_cast<uint32_t>(std::min<uint64_t>(set_slots / kBlockTokens, most));
+}
+
 size_t EmptyMetaBytes(const ModelConfig& config) {
   return DeviceRows::MetaBytes({.kv_heads = config.kv_heads});
 }
@@ -70,7 +77,7 @@ void AddDeviceOnly(const ModelConfig& config, const ChannelConfig* channels,
   const size_t page_entries = sizeof(uint32_t) + 2 * sizeof(std::byte*);
   plan->bytes_by_kind["weights"] = request.weight_bytes;
   plan->scratch_bytes = kDeviceScratchBytes;
-  plan->bytes_by_kind["scratch"] = 3 * kDeviceScratchBytes;  // of each lane
+  plan->bytes_by_kind["scratch"] = 3 * kDeviceScratchBytes;  // of each lane but the one that keeps
   // Blocks and pages of the sequence, the blocks of its row sets, and what aligning them takes.
   plan->table_bytes =
       Padded(pages * (page_entries + std::max(config.layers, 2u) * sizeof(uint32_t)) + 64);
@@ -183,7 +190,7 @@ absl::StatusOr<MemoryPlan> MemoryPlan::Make(const ModelConfig& config,
       plan.bytes_by_kind["selection"] += Padded(plan.set_slots * ListBytesPerSlot(config.kv_heads));
     }
     if (unit.lands) {
-      plan.landing_blocks = plan.set_slots / kBlockTokens;
+      plan.landing_blocks = LandingBlocks(unit, request, plan.set_slots);
       RowLayout landing = rows;
       landing.blocks = plan.landing_blocks;
       plan.bytes_by_kind["rows"] += Padded(landing.pool_bytes());

@@ -53,7 +53,7 @@ struct MemoryPlan {
   uint32_t map_pages = 0;
   uint32_t prefill_tokens = 0;  // of one layer; 0 in place
   uint32_t set_slots = 0;       // slots that the sets of one layer can have together
-  uint32_t landing_blocks = 0;  // of 64 rows: what a device of its own reads of one layer, to keep
+  uint32_t landing_blocks = 0;  // of 64 rows: what a device of its own reads of one layer
   bool prediction = false;
   bool samples_recall = false;  // how much of dense attention selections hold
   size_t table_bytes = 0;       // of one sequence; 0 where tables stay where they are

@@ -54,7 +54,7 @@ class RowFetcher {
                      std::span<AttendArgs::Item> attend, LayerCounts* counts) = 0;
   // They have been attended. What attention has read gets slots, beside what follows; the lists are
   // read until BeginLists.
-  virtual void Keep() = 0;
+  virtual void GiveSlots() = 0;
 
   // Brings rows [first, tokens) of the item into `to`, whose row i is token i: a dense sequence's
   // layer, or what its window leaves of it. Null: they are attended where they lie, and come over

@@ -17,7 +17,7 @@ struct RowCounts {
   uint64_t prefetched = 0;  // brought by a prediction before the layer began
   uint64_t useful = 0;      // of those, selected
   uint64_t missed = 0;      // fetched by the layer itself
-  double stall_s = 0;       // the layers waited for rows
+  double stall_s = 0;       // the layers waited for rows, or read them while attending to others
 
   uint64_t fetched() const { return prefetched + missed; }
 };

@@ -37,7 +37,8 @@ struct OffloadedRows {
   // Where entry i of KV head h's list had no slot, Row(h, i) holds its row afterwards; other rows
   // of it may be overwritten. Without blocks: nothing is left.
   RowTable landing;
-  struct CopyTimes* times = nullptr;  // copy_ahead.h; of the reads, as CopyRowsArgs::times
+  bool kept = true;  // else nobody reads the landing afterwards: it is room that may be used
+  struct CopyTimes* times = nullptr;  // copy_ahead.h; of the reads; the same for all of a call
 
   // kNotHot: none.
   uint32_t SlotOf(uint32_t kv_head, uint32_t token) const {

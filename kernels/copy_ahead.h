@@ -42,7 +42,8 @@ struct ForgetRestArgs {
   const CopyProgress* progress = nullptr;
 };
 
-// When the copying of a step's missing rows began and ended, by the device's clock. Zero = never.
+// When the first of a layer's missing rows was asked for and the last was there, by the device's
+// clock: with the attention to others that went on meanwhile. Zero = never.
 struct CopyTimes {
   uint64_t begin_ns = 0;
   uint64_t end_ns = 0;

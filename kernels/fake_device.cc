@@ -101,6 +101,10 @@ void FakeDevice::Fetch(void* host, const void* device, size_t bytes) {
     std::memcpy(host, from, bytes);
     return;
   }
+  for (size_t k = over(); k < kept_.size(); ++k) {
+    const auto* resolved = reinterpret_cast<const std::byte*>(kept_[k].resolved);
+    CHECK(resolved + sizeof(Resolved) <= from || from + bytes <= resolved);
+  }
   deliveries_.push_back({host, {from, from + bytes}});
   std::memset(host, 0xC9, bytes);
 }
@@ -110,8 +114,9 @@ void FakeDevice::BeginStep(StepKind kind) {
   in_step_ = true;
   lane_ = Lane::kCompute;
   marks_ = 0;
-  kept_lists_.clear();
-  keep_marks_.clear();
+  kept_.clear();
+  over_at_mark_.clear();
+  std::ranges::fill(over_on_lane_, size_t{0});
   ++steps_[kind == StepKind::kDecode];
 }
 
@@ -127,17 +132,14 @@ void FakeDevice::EndStep() {
 }
 
 uint32_t FakeDevice::Mark() {
-  if (lane_ == Lane::kKeep) keep_marks_[marks_] = kept_lists_.size();
+  over_at_mark_.push_back(lane_ == Lane::kKeep ? kept_.size() : over());
   return marks_++;
 }
 
 void FakeDevice::WaitFor(uint32_t mark) {
   CHECK(in_step_);
   CHECK_LT(mark, marks_);
-  if (lane_ != Lane::kCompute || !keep_marks_.contains(mark)) return;
-  CHECK_EQ(keep_marks_.at(mark), kept_lists_.size());  // the last one; then all before is over, too
-  kept_lists_.clear();
-  keep_marks_.clear();
+  over() = std::max(over(), over_at_mark_[mark]);
 }
 
 void FakeDevice::Mine(const void* memory, size_t bytes) const {
@@ -202,10 +204,10 @@ void FakeDevice::Moves(const CopyRowsArgs::Item& item, uint32_t kv_heads) const 
   }
 }
 
-void FakeDevice::SelectedRows(const AttendArgs& args, const AttendArgs::Item& item) const {
+void FakeDevice::SelectedRows(const AttendArgs& args, const AttendArgs::Item& item) {
   const size_t row_bytes = item.rows.layout->row_bytes();
   const bool lands = item.offloaded && item.offloaded->landing.blocks != nullptr;
-  if (lands) CHECK(kept_lists_.empty());
+  if (lands) CHECK_EQ(over(), kept_.size());
   if (item.offloaded && item.offloaded->times) Mine(item.offloaded->times, sizeof(CopyTimes));
   for (uint32_t head = 0; head < args.kv_heads; ++head) {
     const uint32_t* selection = item.selection + head * args.selection_stride;
@@ -296,8 +298,9 @@ void FakeDevice::Select(const SelectArgs& args) {
     Floats(item.scores, args.kv_heads, args.score_stride);
     const size_t entries = args.kv_heads * args.selection_stride;
     Mine(item.selection, sizeof(uint32_t) * entries);
-    for (const auto& [list, kept] : kept_lists_) {
-      CHECK(item.selection + entries <= list || list + kept <= item.selection);
+    for (size_t k = over(); k < kept_.size(); ++k) {
+      const Kept& kept = kept_[k];
+      CHECK(item.selection + entries <= kept.list || kept.list + kept.entries <= item.selection);
     }
   }
   inner_->Select(args);
@@ -354,7 +357,12 @@ void FakeDevice::Resolve(const ResolveArgs& args) {
   const Awake awake(this);
   for (const auto& item : args.items) {
     const size_t entries = args.kv_heads * args.stride;
-    if (lane_ == Lane::kKeep) kept_lists_.emplace_back(item.rows, entries);
+    for (size_t k = lane_ == Lane::kKeep ? kept_.size() : over(); k < kept_.size(); ++k) {
+      CHECK(kept_[k].map_pages != item.table.map_pages || kept_[k].set != item.table.set);
+    }
+    if (lane_ == Lane::kKeep) {
+      kept_.push_back({item.rows, entries, item.table.map_pages, item.table.set, item.resolved});
+    }
     Slots(item.table);
     for (uint32_t head = 0; head < args.kv_heads; ++head) {
       for (uint32_t i = 0; i < item.count; ++i) {

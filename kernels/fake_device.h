@@ -24,7 +24,8 @@ namespace sparsekv {
 //   garbage until the step ends.
 // - There is only so much memory, of its own and shared.
 // - A prefetch is stopped before it began, or never, as chance has it.
-// - Lists, and rows that landed, are not overwritten while the keep lane may still read them.
+// - What the keep lane reads or writes (lists, rows that landed, slots, counts) is left alone by
+//   every lane that has not waited for it.
 //
 // Operations run at once, in the order in which they are given: whether lanes are joined where
 // marks say so is the tape's test (cuda/tape_test.cc).
@@ -115,7 +116,7 @@ class FakeDevice final : public Backend {
   void Channels(const uint16_t* channels, uint32_t kv_heads, const LabelTable& table) const;
   void Slots(const SlotTable& table) const;
   void Moves(const CopyRowsArgs::Item& item, uint32_t kv_heads) const;
-  void SelectedRows(const AttendArgs& args, const AttendArgs::Item& item) const;
+  void SelectedRows(const AttendArgs& args, const AttendArgs::Item& item);
 
   const std::unique_ptr<Backend> inner_;
   const Options options_;
@@ -126,10 +127,19 @@ class FakeDevice final : public Backend {
   bool in_step_ = false;
   Lane lane_ = Lane::kCompute;
   uint32_t marks_ = 0;
-  // Of the step: lists that the keep lane reads and that nobody has waited for, and how many there
-  // were at its marks.
-  std::vector<std::pair<const uint32_t*, size_t>> kept_lists_;  // first entry, entries
-  std::map<uint32_t, size_t> keep_marks_;
+  // What the keep lane was given in this step, and how many of these are surely over at a mark, and
+  // on a lane.
+  struct Kept {
+    const uint32_t* list = nullptr;
+    size_t entries = 0;
+    std::byte* const* map_pages = nullptr;  // of the table, with the set
+    uint32_t set = 0;
+    const Resolved* resolved = nullptr;
+  };
+  std::vector<Kept> kept_;
+  std::vector<size_t> over_at_mark_;
+  size_t over_on_lane_[kLanes]{};
+  size_t& over() { return over_on_lane_[static_cast<size_t>(lane_)]; }
   std::mt19937 random_{1};
   size_t stopped_copies_ = 0;
 

@@ -103,7 +103,7 @@ struct ForgetArgs {
   std::span<const Item> items;
 };
 
-// Brings rows: copies each move's row from the segment into its slot.
+// Brings rows: copies each move's row, from the segment or from where it landed, into its slot.
 struct CopyRowsArgs {
   struct Item {
     RowTable from;

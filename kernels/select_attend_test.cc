@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <vector>
 
-#include "kernels/test_cases.h"
+#include "kernels/copy_ahead.h"
+#include "kernels/hot_rows_cases.h"
 
 namespace sparsekv::testing {
 namespace {
@@ -21,7 +23,7 @@ class SelectAttendTest : public BackendTest {
     uint32_t group = 1;
     LabelFormat format = LabelFormat::kBf16;
     DType dtype = DType::kBF16;
-    bool offloaded = false;  // without slots
+    bool offloaded = false;  // a third of the rows, about, is in slots
     std::vector<uint32_t> lengths, counts;
   };
 
@@ -40,8 +42,30 @@ class SelectAttendTest : public BackendTest {
         labels.Fill(random, i, of.lengths[i]);
         rows.Fill(random, i, of.lengths[i]);
       }
+      for (uint32_t i = 0; of.offloaded && i < of.lengths.size(); ++i) Offload(random, i);
       for (auto& one : q) one = random.Normals(of.lengths.size() * width(), 2.0f);
       for (auto& list : lists) list.assign(of.lengths.size() * of.kv_heads * stride, 0);
+    }
+
+    void Offload(Random& random, uint32_t item) {
+      const uint32_t length = shape.lengths[item], slots = std::max(length / 3, 1u);
+      sets.push_back(
+          std::make_unique<RowSet>(random, shape.kv_heads, slots, length, kDim, shape.dtype));
+      const SlotTable& table = sets.back()->table;
+      for (uint32_t head = 0; head < shape.kv_heads; ++head) {
+        std::vector<uint32_t> tokens(length);
+        std::iota(tokens.begin(), tokens.end(), 0u);
+        random.Shuffle(tokens);
+        for (uint32_t slot = 0; slot < slots; ++slot) {
+          table.SlotOf(head, tokens[slot]) = static_cast<uint16_t>(slot);
+          // It counts from where a row is read.
+          std::byte* row = rows.Table(item).Row(head, tokens[slot]);
+          std::memcpy(table.rows.Row(head, slot), row, rows.layout().row_bytes());
+          std::memset(row, 0xFF, rows.layout().row_bytes());
+        }
+      }
+      landing.push_back(std::make_unique<Rows>(random, shape.kv_heads, kDim, shape.dtype,
+                                               std::vector<uint32_t>{shape.counts[item]}));
     }
 
     size_t width() const { return size_t{shape.kv_heads} * shape.group * kDim; }
@@ -77,7 +101,9 @@ class SelectAttendTest : public BackendTest {
                          .rows = rows.Table(i),
                          .selection = List(list, i),
                          .count = shape.counts[i]});
-        if (shape.offloaded) items.back().offloaded = OffloadedRows{};
+        if (!shape.offloaded) continue;
+        items.back().offloaded = OffloadedRows{
+            .hot = sets[i]->table, .landing = landing[i]->Table(0), .times = times.data()};
       }
       backend.Attend({.q = q[query].data(),
                       .out = out[query].data(),
@@ -107,6 +133,9 @@ class SelectAttendTest : public BackendTest {
     Output<float> scores;
     Output<float> out[2];
     Shared<uint32_t> lists[2];
+    std::vector<std::unique_ptr<RowSet>> sets;
+    std::vector<std::unique_ptr<Rows>> landing;
+    Shared<CopyTimes> times = Shared<CopyTimes>(1);
   };
 
   // step(backend), in one step, again and again: the results of so many queries are what the

@@ -156,19 +156,24 @@ void AttendFew(const AttendArgs& args, std::span<const AttendArgs::Item> items,
   CHECK(args.head_dim % kUnitValues == 0 && args.head_dim <= kMaxHeadDim);
   CHECK(AlignedForVectors(args.q) && AlignedForVectors(args.out));
   for (DType dtype : {DType::kBF16, DType::kF16, DType::kF32}) {
-    for (bool offloaded : {false, true}) {
-      std::vector<FewItem> same;
-      for (const AttendArgs::Item& item : items) {
-        if (item.rows.layout->dtype != dtype || item.offloaded.has_value() != offloaded) continue;
-        same.push_back(ItemOf(item, args, tape));
-      }
-      if (same.empty()) continue;
-      const FewCall call = CallOf(args, same, selected, tape);
-      WithType(dtype, [&](auto type) {
-        using T = decltype(type);
-        offloaded ? LaunchOfType<T, true>(call, tape) : LaunchOfType<T, false>(call, tape);
-      });
+    std::vector<FewItem> same;
+    CopyTimes* times = nullptr;
+    bool offloaded = false;
+    for (const AttendArgs::Item& item : items) {
+      if (item.rows.layout->dtype != dtype) continue;
+      same.push_back(ItemOf(item, args, tape));
+      if (!item.offloaded) continue;
+      CHECK(!offloaded || item.offloaded->times == times);
+      times = item.offloaded->times;
+      offloaded = true;
     }
+    if (same.empty()) continue;
+    FewCall call = CallOf(args, same, selected, tape);
+    call.times = times;
+    WithType(dtype, [&](auto type) {
+      using T = decltype(type);
+      offloaded ? LaunchOfType<T, true>(call, tape) : LaunchOfType<T, false>(call, tape);
+    });
   }
 }
 

@@ -46,6 +46,7 @@ struct FewCall {
   const uint32_t* first_units;  // [item_count + 1]
   uint32_t* tickets;            // [item_count, kv_heads] units done, zero before the call
   float* partials;              // [units, pass_heads, head_dim + kTail]
+  CopyTimes* times;             // null, or of what comes over the link
   RowsDone rows_done;           // none: all lists are there, else all have as many splits
   uint32_t item_count;
   uint32_t kv_heads;
@@ -58,7 +59,7 @@ struct FewCall {
 
   __device__ uint32_t ResultFloats() const { return head_dim + kTail; }
 };
-static_assert(sizeof(FewCall) == 96);  // arguments are hashed as bytes: there is no padding
+static_assert(sizeof(FewCall) == 104);  // arguments are hashed as bytes: there is no padding
 
 // Which part a unit is.
 struct Place {

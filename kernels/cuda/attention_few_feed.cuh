@@ -39,8 +39,9 @@ __device__ inline void CopyChunk(uint32_t to, const std::byte* from, bool there)
 // The tiles of one warp, over all units of its CTA, one after the other: each is asked for as soon
 // as there is room, and where the next one's rows lie is found before that.
 //
-// kOffloaded: rows that have no slot come from the segment, over the link, and the warp leaves them
-// in the landing when their tile is there. Nobody waits for them but the warp that adds them.
+// kOffloaded: of some items. Rows that have no slot come from the segment, over the link, and the
+// warp leaves them in the landing when their tile is there. Nobody waits for them but the warp that
+// adds them.
 template <uint32_t kHeadDim, bool kOffloaded>
 class RowFeed {
  public:
@@ -91,7 +92,7 @@ class RowFeed {
     times_.End();
     const FewItem& item = call_.items[place.item];
     const RowsView& landing = item.offloaded->landing;
-    if (landing.blocks == nullptr) return;
+    if (landing.blocks == nullptr || !item.offloaded->kept) return;
     std::byte* to = landing.Row(place.head, place.split * item.split_entries + tile * kTileRows);
     const uint32_t lane = threadIdx.x % kWarp, from = ring_ + stage * Shape::kTileBytes;
 #pragma unroll 4
@@ -106,7 +107,7 @@ class RowFeed {
 
   // When all tiles have landed.
   __device__ void NoteTimes() const {
-    if (threadIdx.x % kWarp == 0) times_.Note(call_.items[0].offloaded->times);
+    if (threadIdx.x % kWarp == 0) times_.Note(call_.times);
   }
 
  private:
@@ -124,9 +125,9 @@ class RowFeed {
     bool absent = false;
     if (token_ != kNone) {
       const uint32_t block = blocks_[token_ / kBlockTokens];
-      const uint32_t slot = offloaded_->SlotOf(head_, token_);
-      absent = slot == kNotHot;
-      row_ = absent ? RowOf(block) : offloaded_->hot.rows.Row(head_, slot);
+      const uint32_t slot = offloaded_ ? offloaded_->SlotOf(head_, token_) : kNotHot;
+      absent = offloaded_ && slot == kNotHot;
+      row_ = slot == kNotHot ? RowOf(block) : offloaded_->hot.rows.Row(head_, slot);
     }
     located_ = __ballot_sync(kAllLanes, absent) & kTileMask;
   }
@@ -189,7 +190,7 @@ class RowFeed {
   uint32_t token_ = kNone;
   const std::byte* row_ = nullptr;
   // kOffloaded:
-  const OffloadedView* offloaded_ = nullptr;  // the open unit's
+  const OffloadedView* offloaded_ = nullptr;  // the open unit's item's
   uint32_t head_ = 0;
   uint64_t located_ = 0;  // a bit per row of the next tile: it has no slot
   uint64_t absent_ = 0;   // those of each stage

@@ -144,7 +144,7 @@ constexpr size_t PlainSharedBytes(uint32_t pass_heads, uint32_t head_dim) {
   return pass_heads * head_dim * sizeof(float) + ResultBytes(kPlainWarps, pass_heads, head_dim);
 }
 
-// Where the rows of a warp's run of 32 entries are found, one per lane.
+// Where the rows of a warp's run of 32 entries are found, one per lane. kOffloaded: of some items.
 template <bool kOffloaded>
 class PlainRows {
  public:
@@ -152,38 +152,63 @@ class PlainRows {
   // that come from the segment are read where they land, if they do.
   __device__ const std::byte* Find(const FewItem& item, uint32_t head, uint32_t token, bool there,
                                    uint32_t first) {
-    if constexpr (!kOffloaded) return there ? item.rows.Row(head, token) : nullptr;
-    const OffloadedView& offloaded = *item.offloaded;
+    const OffloadedView* offloaded = kOffloaded ? item.offloaded : nullptr;
+    if (offloaded == nullptr) return there ? item.rows.Row(head, token) : nullptr;
+    const uint32_t slot = there ? offloaded->SlotOf(head, token) : 0;
     const std::byte* row = nullptr;
-    uint32_t slot = 0;
     if (there) {
-      slot = offloaded.SlotOf(head, token);
-      row = slot == kNotHot ? item.rows.Row(head, token) : offloaded.hot.rows.Row(head, slot);
+      row = slot == kNotHot ? item.rows.Row(head, token) : offloaded->hot.rows.Row(head, slot);
     }
-    const uint32_t absent = __ballot_sync(kAllLanes, there && slot == kNotHot);
-    if (absent == 0) return row;
+    absent_ = __ballot_sync(kAllLanes, there && slot == kNotHot);
+    if (absent_ == 0) return row;
     times_.Begin();
-    if (offloaded.landing.blocks == nullptr) return row;
-    const uint32_t lane = threadIdx.x % kWarp;
-    for (uint32_t left = absent; left != 0; left &= left - 1) {
-      const auto r = static_cast<uint32_t>(__ffs(static_cast<int>(left)) - 1);
-      const auto at = __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(row), r);
-      auto* to = reinterpret_cast<uint4*>(offloaded.landing.Row(head, first + r));
-      for (uint32_t i = lane; i < item.rows.row_bytes / sizeof(uint4); i += kWarp) {
-        to[i] = reinterpret_cast<const uint4*>(at)[i];
-      }
+    if (offloaded->landing.blocks == nullptr) return row;
+    for (uint32_t left = absent_; left != 0;) {
+      left = Land(row, offloaded->landing, head, first, left, item.rows.row_bytes);
     }
     __syncwarp();
-    times_.End();
-    return absent >> lane & 1 ? offloaded.landing.Row(head, first + lane) : row;
+    const uint32_t lane = threadIdx.x % kWarp;
+    return absent_ >> lane & 1 ? offloaded->landing.Row(head, first + lane) : row;
   }
 
+  // What was found has been read.
+  __device__ void End() {
+    if (kOffloaded && absent_ != 0) times_.End();
+  }
   __device__ void NoteTimes(const FewCall& call) const {
-    if constexpr (!kOffloaded) return;
-    if (threadIdx.x % kWarp == 0) times_.Note(call.items[0].offloaded->times);
+    if (kOffloaded && threadIdx.x % kWarp == 0) times_.Note(call.times);
   }
 
  private:
+  static constexpr uint32_t kAtOnce = 4;  // rows, whose loads do not wait for each other
+
+  // Copies the first few of the lanes' rows that are `left`; returns the others.
+  __device__ static uint32_t Land(const std::byte* row, const RowsView& landing, uint32_t head,
+                                  uint32_t first, uint32_t left, uint32_t row_bytes) {
+    const uint4* from[kAtOnce];
+    uint4* to[kAtOnce];
+#pragma unroll
+    for (uint32_t k = 0; k < kAtOnce; ++k, left &= left - 1) {
+      const uint32_t r = left != 0 ? static_cast<uint32_t>(__ffs(static_cast<int>(left)) - 1) : 0;
+      const auto at = __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(row), r);
+      from[k] = left != 0 ? reinterpret_cast<const uint4*>(at) : nullptr;
+      to[k] = reinterpret_cast<uint4*>(landing.Row(head, first + r));
+    }
+    for (uint32_t i = threadIdx.x % kWarp; i < row_bytes / sizeof(uint4); i += kWarp) {
+      uint4 values[kAtOnce];
+#pragma unroll
+      for (uint32_t k = 0; k < kAtOnce; ++k) {
+        if (from[k] != nullptr) values[k] = from[k][i];
+      }
+#pragma unroll
+      for (uint32_t k = 0; k < kAtOnce; ++k) {
+        if (from[k] != nullptr) to[k][i] = values[k];
+      }
+    }
+    return left;
+  }
+
+  uint32_t absent_ = 0;  // of the run: a bit per lane
   ReadTimes times_;
 };
 
@@ -221,6 +246,7 @@ __global__ void __launch_bounds__(kPlainWarps* kWarp) AttendFewPlain(FewCall cal
       const uint32_t token = there && selection ? selection[entry] : first + entry;
       const std::byte* row = rows.Find(item, place.head, token, there, first + run);
       heads.AddRows(row, min(entries - run, kWarp));
+      rows.End();
     }
     heads.Store(results + warp * call.pass_heads * call.ResultFloats());
     FinishUnit<kPlainWarps>(call, share, unit, place, done, results);

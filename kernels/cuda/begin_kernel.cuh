@@ -27,7 +27,7 @@ __device__ inline void EndKernel() {
 // full are put where there is room first, several on one, and a small kernel's few are then not
 // spread over the device (a step took 11 to 25 % longer when every kernel said this at its start).
 // And by the one that scores and selects, at its start, for the attention that takes its rows as
-// they come; where another kernel follows (hot rows), a step takes no longer by what was measured.
+// they come; where another kernel follows, a step takes no longer by what was measured.
 __device__ inline void NextMayBegin() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" : : : "memory");

@@ -9,9 +9,10 @@
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/tables.cuh"
 
-// Rows from the segment, which lies behind PCIe, into slots. A read takes one to two microseconds
-// there, so some 100 KiB must be on their way at any time: every lane issues kInFlight loads before
-// it stores the first. What there is to copy is known on the device alone; every CTA counts it.
+// Rows from the segment, which lies behind PCIe, or from where they landed, into slots. A read
+// takes one to two microseconds over the link, so some 100 KiB must be on their way at any time:
+// every lane issues kInFlight loads before it stores the first. What there is to copy is known on
+// the device alone; every CTA counts it.
 namespace sparsekv::cuda {
 namespace {
 
@@ -127,14 +128,14 @@ __device__ void CopyWith(const RowList& rows, const uint32_t* starts, const Unit
 #pragma unroll
     for (uint32_t i = 0; i < kInFlight; ++i) {
       std::byte* to = FromLane(way.to, row);
-      if (row < count) __stcs(reinterpret_cast<Unit*>(to) + unit, values[i]);
+      if (row < count) reinterpret_cast<Unit*>(to)[unit] = values[i];
       units.Advance(row, unit);
     }
   }
 }
 
-// Bytes: 2 x row bytes per row, the half of it over PCIe. Warps take `batch` rows at a time, in
-// turn over all multiprocessors.
+// Bytes: 2 x row bytes per row, the half of it over PCIe where rows come from the segment. Warps
+// take `batch` rows at a time, in turn over all multiprocessors.
 template <typename Unit>
 __global__ void __launch_bounds__(kThreads)
     CopyRowsKernel(RowList rows, uint32_t units_per_row, uint32_t batch, CopyTimes* const* times) {

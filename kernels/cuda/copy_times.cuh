@@ -36,6 +36,7 @@ class ReadTimes {
     begin_ = end_ = static_cast<uint32_t>(GlobalTime());
     read_ = true;
   }
+  // The last that ends is kept.
   __device__ void End() { end_ = static_cast<uint32_t>(GlobalTime()); }
   // By one lane. `times`: null = nobody asks.
   __device__ void Note(CopyTimes* times) const {

@@ -83,7 +83,7 @@ inline SlotsView ViewOf(const SlotTable& table) {
 struct OffloadedView {
   SlotsView hot;
   RowsView landing;  // without blocks: none
-  CopyTimes* times;
+  bool kept;
 
   __device__ uint32_t SlotOf(uint32_t kv_head, uint32_t token) const {
     return hot.slots > 0 ? hot.SlotOf(kv_head, token) : kNotHot;
@@ -94,7 +94,7 @@ inline OffloadedView ViewOf(const OffloadedRows& offloaded) {
   OffloadedView view{};
   if (offloaded.hot.slots > 0) view.hot = ViewOf(offloaded.hot);
   if (offloaded.landing.blocks != nullptr) view.landing = ViewOf(offloaded.landing);
-  view.times = offloaded.times;
+  view.kept = offloaded.kept;
   return view;
 }
 
