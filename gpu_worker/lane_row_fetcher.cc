@@ -164,8 +164,7 @@ void LaneRowFetcher::Bring(uint32_t layer, std::span<const Request> requests, si
     if (!looked_for) {
       rows.landing = sets.Rows(layer);  // which nothing else uses
       rows.kept = false;
-    }
-    if (looked_for) {
+    } else {
       rows.hot = sets.Slots(layer);
       ResolveArgs::Item& resolve =
           giving_.resolve.emplace_back(ResolveSelected(layer, request, true));

@@ -153,6 +153,7 @@ class PlainRows {
   __device__ const std::byte* Find(const FewItem& item, uint32_t head, uint32_t token, bool there,
                                    uint32_t first) {
     const OffloadedView* offloaded = kOffloaded ? item.offloaded : nullptr;
+    absent_ = 0;
     if (offloaded == nullptr) return there ? item.rows.Row(head, token) : nullptr;
     const uint32_t slot = there ? offloaded->SlotOf(head, token) : 0;
     const std::byte* row = nullptr;
