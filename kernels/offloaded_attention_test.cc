@@ -232,7 +232,7 @@ TEST_P(OffloadedAttentionTest, AnyShape) {
 
 // Lists of several splits.
 TEST_P(OffloadedAttentionTest, LongLists) {
-  if (slow()) GTEST_SKIP() << "slow";
+  if (slow()) GTEST_SKIP() << "so many sums in double take too long";
   Random random(72);
   CheckSteps(random, {2, 4, 128, DType::kBF16, {6000}, {3000}}, 3);
 }

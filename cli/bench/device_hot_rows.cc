@@ -129,7 +129,6 @@ class HotRows {
         resolved_(bench.backend(), size_t{sizes.batch} * model.kv_heads),
         q_(bench.backend(), size_t{sizes.batch} * model.width()),
         out_(bench.backend(), size_t{sizes.batch} * model.width()) {
-    bench.backend().Fill(q_.data(), 0, size_t{sizes.batch} * model.width() * sizeof(float));
     bench.backend().Fill(map_.data(), 0xFF, row_layout_.blocks * map_layout_.page_bytes());
   }
 

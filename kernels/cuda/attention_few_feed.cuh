@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/attention_few.cuh"
 #include "kernels/cuda/copy_times.cuh"
+#include "kernels/cuda/load_shared.cuh"
 #include "kernels/cuda/read_once.cuh"
 
 // Rows of 16-bit values from memory to shared memory, past the registers, for one warp each.
@@ -130,15 +131,6 @@ class RowFeed {
       row_ = slot == kNotHot ? RowOf(block) : offloaded_->hot.rows.Row(head_, slot);
     }
     located_ = __ballot_sync(kAllLanes, absent) & kTileMask;
-  }
-
-  __device__ static uint4 LoadShared(uint32_t address) {
-    uint4 value;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-                 : "r"(address)
-                 : "memory");
-    return value;
   }
 
   __device__ void FindTile() {

@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/begin_kernel.cuh"
 #include "kernels/cuda/linear_few_operands.cuh"
+#include "kernels/cuda/load_shared.cuh"
 #include "kernels/cuda/read_once.cuh"
 
 // The kernel of a decode step's products; linear_few.cu says how it is used.
@@ -87,14 +88,6 @@ __device__ inline void EndStage() { asm volatile("cp.async.commit_group;" ::: "m
 template <uint32_t kPending>
 __device__ inline void WaitForStage() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-__device__ inline uint4 LoadShared(uint32_t address) {
-  uint4 value;
-  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "r"(address)
-               : "memory");
-  return value;
 }
 
 // A warp's way through its part.
