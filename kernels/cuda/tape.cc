@@ -66,6 +66,8 @@ void Tape::Begin(StepKind kind) {
   results_.clear();
   param_used_ = result_used_ = 0;
   marks_ = kFirstMark;
+  seen_ = {};
+  points_.clear();
 }
 
 Tape::Op& Tape::Note(Op::Kind kind) {
@@ -114,12 +116,21 @@ void Tape::Call(std::function<void(cudaStream_t)> call) {
 
 uint32_t Tape::Mark() {
   Note(Op::kMark).other = marks_;
+  Seen& seen = seen_[static_cast<size_t>(lane_)];
+  seen[static_cast<size_t>(lane_)] = marks_ + 1;
+  points_.push_back({lane_, seen});
   return marks_++;
 }
 
 void Tape::WaitFor(uint32_t mark) {
   CHECK_LT(mark, marks_);
+  const Point& point = points_[mark - kFirstMark];
+  Seen& seen = seen_[static_cast<size_t>(lane_)];
+  if (seen[static_cast<size_t>(point.lane)] > mark) return;
   Note(Op::kWait).other = mark;
+  for (size_t lane = 0; lane < seen.size(); ++lane) {
+    seen[lane] = std::max(seen[lane], point.seen[lane]);
+  }
 }
 
 // A buffer that grows leaves the old one to the kernels that were given it.

@@ -113,7 +113,8 @@ class Tape {
   void Call(std::function<void(cudaStream_t)> call);
 
   void UseLane(Lane lane) { lane_ = lane; }
-  // A point of the lane in use; the lane in use waits for one.
+  // A point of the lane in use; the lane in use waits for one. A wait that follows from earlier
+  // ones is not noted: a kernel after a wait cannot begin early.
   uint32_t Mark();
   void WaitFor(uint32_t mark);
 
@@ -184,6 +185,14 @@ class Tape {
   std::vector<uint32_t> arg_offsets_;
   std::vector<std::function<void(cudaStream_t)>> calls_;
   uint32_t marks_ = 0;
+  // By lane: the last mark of each lane, plus one, that is surely over; as it was at each mark.
+  using Seen = std::array<uint32_t, kLanes>;
+  struct Point {
+    Lane lane;
+    Seen seen;
+  };
+  std::array<Seen, kLanes> seen_{};
+  std::vector<Point> points_;  // by mark, from the tape's own on
 
   std::byte* param_host_ = nullptr;  // pinned
   std::byte* param_device_ = nullptr;

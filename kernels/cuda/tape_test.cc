@@ -64,6 +64,7 @@ TEST_F(TapeTest, WhatIsNotAParameterIsAnotherGraph) {
   auto with = [&](uint8_t byte, bool wait) {
     tape.Begin(StepKind::kDecode);
     const uint32_t mark = tape.Mark();
+    tape.UseLane(Lane::kPredict);
     tape.Fill(acc_, byte, 4);
     if (wait) tape.WaitFor(mark);
     tape.Finish();
@@ -81,6 +82,30 @@ TEST_F(TapeTest, WhatIsNotAParameterIsAnotherGraph) {
     tape.Finish();
   }
   EXPECT_EQ(tape.statistics().graphs_made, 9u);
+}
+
+// A wait for what the lane, or one that it waited for, has waited for already is none.
+TEST_F(TapeTest, AWaitThatFollowsFromOthersIsNone) {
+  Tape tape(true);
+  auto with = [&](bool own, bool through, bool earlier) {
+    tape.Begin(StepKind::kDecode);
+    tape.Fill(acc_, 1, 4);
+    const uint32_t first = tape.Mark();
+    const uint32_t second = tape.Mark();
+    if (own) tape.WaitFor(first);
+    tape.UseLane(Lane::kPredict);
+    tape.WaitFor(second);
+    if (earlier) tape.WaitFor(first);
+    tape.Fill(acc_ + 1, 1, 4);
+    const uint32_t third = tape.Mark();
+    tape.UseLane(Lane::kKeep);
+    tape.WaitFor(third);
+    if (through) tape.WaitFor(second);
+    tape.Fill(acc_ + 2, 1, 4);
+    tape.Finish();
+  };
+  for (int i = 0; i < 8; ++i) with(i & 1, i & 2, i & 4);
+  EXPECT_EQ(tape.statistics().graphs_made, 1u);
 }
 
 TEST_F(TapeTest, TheGraphUsedLongestAgoGoes) {
