@@ -19,7 +19,7 @@
 
 namespace ceilings {
 
-enum class Pages { kShared, kSharedAdvised, kSharedHuge, kPrivateAdvised, kCuda };
+enum class Pages { kShared, kSharedAdvised, kSharedHuge, kPrivateAdvised, kCuda, kManaged };
 
 inline const char* NameOf(Pages pages) {
   switch (pages) {
@@ -33,6 +33,8 @@ inline const char* NameOf(Pages pages) {
       return "private, MADV_HUGEPAGE";
     case Pages::kCuda:
       return "cudaHostAlloc";
+    case Pages::kManaged:
+      return "managed, on the host";
   }
   return "";
 }
@@ -41,8 +43,10 @@ inline const char* NameOf(Pages pages) {
 class PagedMemory {
  public:
   PagedMemory(Pages pages, size_t bytes, int threads)
-      : bytes_(bytes), cuda_(pages == Pages::kCuda) {
-    if (cuda_) {
+      : bytes_(bytes), cuda_(pages == Pages::kCuda), managed_(pages == Pages::kManaged) {
+    if (managed_) {
+      Manage();
+    } else if (cuda_) {
       CUDA_OK(cudaHostAlloc(&data_, bytes, cudaHostAllocPortable | cudaHostAllocMapped));
     } else {
       Map(pages);
@@ -57,18 +61,23 @@ class PagedMemory {
       }
     });
     populate_seconds = Since(start);
-    if (!cuda_) {
+    if (!cuda_ && !managed_) {
       const auto from = Clock::now();
       Check(cudaHostRegister(data_, bytes, cudaHostRegisterMapped | cudaHostRegisterPortable),
             "cudaHostRegister");
       registered_ = true;
       register_seconds = Since(from);
     }
-    CUDA_OK(cudaHostGetDevicePointer(&device, data_, 0));
+    device = data_;
+    if (!managed_) CUDA_OK(cudaHostGetDevicePointer(&device, data_, 0));
   }
   ~PagedMemory() {
     if (cuda_) {
       (void)cudaFreeHost(data_);
+      return;
+    }
+    if (managed_) {
+      (void)cudaFree(data_);
       return;
     }
     if (registered_) (void)cudaHostUnregister(data_);
@@ -82,6 +91,17 @@ class PagedMemory {
   double populate_seconds = 0, register_seconds = 0;
 
  private:
+  // Stays on the host, and the device reads it there.
+  void Manage() {
+    CUDA_OK(cudaMallocManaged(&data_, bytes_, cudaMemAttachGlobal));
+    int self = 0;
+    CUDA_OK(cudaGetDevice(&self));
+    CUDA_OK(cudaMemAdvise(data_, bytes_, cudaMemAdviseSetPreferredLocation,
+                          {cudaMemLocationTypeHost, 0}));
+    CUDA_OK(cudaMemAdvise(data_, bytes_, cudaMemAdviseSetAccessedBy,
+                          {cudaMemLocationTypeDevice, self}));
+  }
+
   void Map(Pages pages) {
     const bool shared = pages != Pages::kPrivateAdvised;
     if (shared) {
@@ -100,7 +120,7 @@ class PagedMemory {
   }
 
   const size_t bytes_;
-  const bool cuda_;
+  const bool cuda_, managed_;
   bool registered_ = false;
   int fd_ = -1;
   void* data_ = nullptr;
@@ -115,7 +135,7 @@ inline void PagesUnderRows(Bench& b) {
   for (size_t span = kGiB; span <= bytes; span *= 2)
     grid.columns.push_back(std::to_string(span / kGiB));
   for (Pages pages : {Pages::kShared, Pages::kSharedAdvised, Pages::kSharedHuge,
-                      Pages::kPrivateAdvised, Pages::kCuda}) {
+                      Pages::kPrivateAdvised, Pages::kCuda, Pages::kManaged}) {
     try {
       const PagedMemory memory(pages, bytes, threads);
       b.report.Put(std::string(NameOf(pages)) + ", populate",
