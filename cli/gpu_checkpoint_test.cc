@@ -30,7 +30,7 @@ struct Way {
   std::string name;
   RowMode rows;
   RowPlacement placement = RowPlacement::kOffload;
-  bool graphs = true, early_launch = true;
+  bool graphs = true, early_launch = true, mirror = false;
 };
 
 std::vector<Way> Ways(uint32_t budget) {
@@ -52,6 +52,11 @@ std::vector<Way> Ways(uint32_t budget) {
   ways.push_back({.name = "hot rows, predicted, no graphs",
                   .rows = {.in_place = false, .hot_rows = 2 * budget, .predict = true},
                   .graphs = false});
+  for (uint32_t hot : {0u, 2 * budget}) {
+    ways.push_back({.name = "mirrored, predicted, hot rows " + std::to_string(hot),
+                    .rows = {.in_place = false, .hot_rows = hot, .predict = true},
+                    .mirror = true});
+  }
   return ways;
 }
 
@@ -78,6 +83,7 @@ Outcome Generate(const ModelFiles& files, const Way& way,
                                           .backend = BackendKind::kCuda,
                                           .graphs = way.graphs,
                                           .early_launch = way.early_launch,
+                                          .mirror_rows = way.mirror,
                                           .rows = way.rows,
                                           .placement = way.placement,
                                           .selection = budget});

@@ -44,6 +44,10 @@ absl::Status CheckSupported(const ServeOptions& o) {
           absl::StrCat(option, " ", value, ": --placement resident keeps every row"));
     }
   }
+  if (o.mirror_rows && o.placement == "resident") {
+    return absl::InvalidArgumentError(
+        "--mirror-rows: is about rows in host memory, --placement resident reads none there");
+  }
   if (o.hot_rows != "off" &&
       (o.hot_rows[0] == '0' || !std::ranges::all_of(o.hot_rows, absl::ascii_isdigit))) {
     return absl::InvalidArgumentError(
@@ -136,6 +140,9 @@ void AddOptions(CLI::App* app, ServeOptions* o) {
   app->add_flag("--no-early-launch", o->no_early_launch, "cuda: begin kernels one after the other");
   app->add_flag("--exact-prompts", o->exact_prompts,
                 "cuda: inputs of all of a prompt's products keep 16 bits; slower");
+  app->add_flag(
+      "--mirror-rows", o->mirror_rows,
+      "cuda: offloaded rows are twice in host memory, once where the device reads fastest");
   app->add_option("--max-batch", o->max_batch, "sequences of one step")
       ->check(CLI::Range(1u, kMaxBatch))
       ->default_val(kMaxBatch);

@@ -29,6 +29,7 @@ struct ServeOptions {
   bool no_graphs = false;
   bool no_early_launch = false;
   bool exact_prompts = false;
+  bool mirror_rows = false;
   unsigned threads = 0;  // of each worker's cpu backend, 0 = every core
 
   // On the cpu, bringing rows to a "device" costs a copy and gains nothing, unless one of the

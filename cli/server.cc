@@ -63,6 +63,9 @@ absl::StatusOr<ServerPlan> MakePlan(const ServeOptions& options) {
   if (!backend.ok()) return backend.status();
   plan.backend = *std::move(backend);
   const bool cuda = plan.backend.cuda;
+  if (options.mirror_rows && !cuda) {
+    return absl::InvalidArgumentError("--mirror-rows: needs --backend cuda");
+  }
   const RowMode rows = options.row_mode(cuda);
 
   const auto available = kv_store::AvailableMemory();
@@ -73,7 +76,9 @@ absl::StatusOr<ServerPlan> MakePlan(const ServeOptions& options) {
       plan.backend.memory.total_bytes() + (quantized != nullptr ? quantized->packed_bytes() : 0);
   const uint64_t devices = cuda ? 0 : options.workers * worker;
   const uint64_t left = *available > devices ? *available - devices : 0;
-  const uint64_t wanted = options.host_memory_bytes ? options.host_memory_bytes : left / 2;
+  const uint64_t copies = options.mirror_rows && cuda ? 2 : 1;  // of every row
+  const uint64_t wanted =
+      options.host_memory_bytes ? options.host_memory_bytes : left / (1 + copies);
   if (wanted > *available) {
     return absl::ResourceExhaustedError(
         absl::StrCat("--host-memory: ", wanted, " bytes asked, ", *available, " are available"));
@@ -96,8 +101,10 @@ absl::StatusOr<ServerPlan> MakePlan(const ServeOptions& options) {
   const size_t prompt = rows.in_place || cuda
                             ? 0
                             : LayerwisePrefill::HostBytes(files->config, files->config.max_context);
-  const size_t host = options.workers * (kv_store::RowsBytes(plan.layout) + gather + prompt) +
-                      devices + kv_store::MetaBytes(options.workers, plan.layout.blocks);
+  const size_t mirror = (copies - 1) * plan.layout.pool_bytes();
+  const size_t host =
+      options.workers * (kv_store::RowsBytes(plan.layout) + mirror + gather + prompt) + devices +
+      kv_store::MetaBytes(options.workers, plan.layout.blocks);
   if (absl::Status status = kv_store::CheckMemory(host, *available); !status.ok()) return status;
   return plan;
 }
@@ -261,6 +268,7 @@ std::unique_ptr<ChildProcess> Server::DescribeWorker(uint32_t index) {
     if (options_.no_graphs) arguments.AddFlag("--no-graphs");
     if (options_.no_early_launch) arguments.AddFlag("--no-early-launch");
     if (options_.exact_prompts) arguments.AddFlag("--exact-prompts");
+    if (options_.mirror_rows) arguments.AddFlag("--mirror-rows");
   }
   if (const RowMode rows = options_.row_mode(cuda); !rows.in_place) {
     arguments.Add("--hot-rows", rows.hot_rows)

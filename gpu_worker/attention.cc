@@ -80,6 +80,7 @@ void Attention::Run(uint32_t layer) {
     });
   }
   for (const Selecting& one : judged) AttendPredicted(layer, one.index);
+  if (options_.fetcher) options_.fetcher->EndLayer(layer);
 }
 
 std::vector<Attention::RopeRun> Attention::RopeRuns() const {
@@ -96,7 +97,7 @@ std::vector<Attention::RopeRun> Attention::RopeRuns() const {
 }
 
 void Attention::Append(uint32_t layer, std::span<const uint32_t> positions) {
-  if (options_.fetcher) options_.fetcher->BeginLists();
+  if (options_.fetcher) options_.fetcher->BeginLists(layer);
   for (const RopeRun& run : RopeRuns()) AppendRun(layer, run, positions);
 }
 
@@ -109,7 +110,8 @@ void Attention::AttendByHook(uint32_t layer) {
   }
 }
 
-// Rows go to the segment, and where the item's rows are on the device by position, there too.
+// Rows go to the segment, to its mirror, and where the item's rows are on the device by position,
+// there too.
 void Attention::AppendRun(uint32_t layer, const RopeRun& run, std::span<const uint32_t> positions) {
   std::vector<AppendRowsArgs::Item> rows;
   std::vector<AppendLabelsArgs::Item> labels;
@@ -118,6 +120,9 @@ void Attention::AppendRun(uint32_t layer, const RopeRun& run, std::span<const ui
     StepSpan span = Span(i);
     span.first -= run.first_token;
     rows.push_back({span, HostRows(layer, item)});
+    if (options_.mirror_pool && item.offloaded()) {
+      rows.push_back({span, RowsIn(options_.mirror_pool, layer, item)});
+    }
     if (item.prefill_block != kNoPrefill) {
       rows.push_back({span, PrefillRows(item.prefill_block)});
     } else if (item.resident() || (item.offloaded() && item.budget.dense())) {
@@ -196,7 +201,7 @@ void Attention::ForEachRound(uint32_t layer, bool predicted, std::span<Selecting
       stride = longest;
     }
     CHECK_GT(to, from);  // one sequence alone always fits
-    if (from > 0 && !predicted && options_.fetcher) options_.fetcher->BeginLists();
+    if (from > 0 && !predicted && options_.fetcher) options_.fetcher->BeginLists(layer);
     ScoreAndSelect(layer, predicted, all.subspan(from, to - from), stride);
     if (on_selection_) ShowLists(layer, predicted, all.subspan(from, to - from), stride);
     use(all.subspan(from, to - from), stride);
@@ -380,8 +385,11 @@ RowTable Attention::PrefillRows(uint32_t block) const {
 }
 
 RowTable Attention::HostRows(uint32_t layer, const StepItem& item) const {
-  return {options_.row_pool + layer * options_.row_layout.layer_stride(), item.blocks,
-          &options_.row_layout};
+  return RowsIn(options_.row_pool, layer, item);
+}
+
+RowTable Attention::RowsIn(std::byte* pool, uint32_t layer, const StepItem& item) const {
+  return {pool + layer * options_.row_layout.layer_stride(), item.blocks, &options_.row_layout};
 }
 
 LabelTable Attention::Labels(uint32_t layer, const StepItem& item) const {

@@ -37,6 +37,8 @@ class Attention {
     Scratch scratch;
     RowLayout row_layout;  // the segment's pool
     std::byte* row_pool = nullptr;
+    // In the same layout: rows of offloaded sequences are written there too. Null: nowhere.
+    std::byte* mirror_pool = nullptr;
     RowFetcher* fetcher = nullptr;              // null: rows are attended where they lie
     const QueryPredictor* predictor = nullptr;  // null: no predictions
     RowLayout prefill_layout;                   // one layer
@@ -163,6 +165,7 @@ class Attention {
   bool uncorrected(uint32_t layer, uint32_t index) const;
   RowTable PrefillRows(uint32_t block) const;
   RowTable HostRows(uint32_t layer, const StepItem& item) const;
+  RowTable RowsIn(std::byte* pool, uint32_t layer, const StepItem& item) const;
   LabelTable Labels(uint32_t layer, const StepItem& item) const;
   const uint16_t* Channels(uint32_t layer) const;
   size_t StrideFor(uint32_t tokens) const;

@@ -96,12 +96,22 @@ absl::Status Device::MakeBackend(const Options& options) {
 
 // A device that can have none of the rows is of no use: the first block is tried at once.
 absl::Status Device::ShareRows(const Options& options) {
+  std::byte* mirror = nullptr;
+  if (options.mirror_rows) {
+    std::string why;
+    mirror = backend->AllocateOnLargePages(options.row_layout.pool_bytes(), &why);
+    if (!mirror) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("--mirror-rows: the device has no such memory: ", why));
+    }
+  }
   shared_rows =
       std::make_unique<SharedRows>(SharedRows::Options{.backend = backend.get(),
                                                        .pool = options.row_pool,
                                                        .layout = options.row_layout,
                                                        .chunk_bytes = options.share_chunk_bytes,
-                                                       .lock_file = options.share_lock_file});
+                                                       .lock_file = options.share_lock_file,
+                                                       .mirror = mirror});
   const uint32_t first = 0;
   return shared_rows->Use({&first, options.row_layout.blocks > 0 ? 1u : 0u});
 }
@@ -282,7 +292,7 @@ absl::Status Device::MakeLaneFetcher(const ModelFiles& files, const Options& opt
       LaneRowFetcher::JournalBytes(files.config.layers, plan.max_batch, files.config.kv_heads));
   if (!journal.ok()) return journal.status();
   LaneRowFetcher::Options lane_options{.host_layout = options.row_layout,
-                                       .host_pool = options.row_pool,
+                                       .host_pool = shared_rows->read_pool(),
                                        .backend = backend.get(),
                                        .layers = files.config.layers,
                                        .lists = lists,
@@ -312,6 +322,7 @@ absl::Status Device::MakeAttention(const ModelFiles& files, const Options& optio
                                        .scratch = scratch,
                                        .row_layout = options.row_layout,
                                        .row_pool = options.row_pool,
+                                       .mirror_pool = shared_rows ? shared_rows->mirror() : nullptr,
                                        .fetcher = fetcher.get(),
                                        .predictor = predictor.get(),
                                        .timeline = options.timeline};

@@ -59,6 +59,7 @@ struct Device {
     bool graphs = true;          // kCuda: decode steps are kept as graphs
     bool early_launch = true;    // kCuda: kernels begin while the one before ends
     bool exact_prompts = false;  // kCuda: CudaOptions::exact_prompts
+    bool mirror_rows = false;    // kCuda: SharedRows with a mirror
     // kCuda: makes another device instead; for tests.
     std::function<std::unique_ptr<Backend>()> make_backend;
     std::string share_lock_file;  // SharedRows::Options, with the next

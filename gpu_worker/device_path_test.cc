@@ -30,6 +30,7 @@ struct How {
   RowPlacement placement = RowPlacement::kOffload;
   uint32_t percent = 100;
   bool dense = false;
+  bool mirror = false;
 };
 
 std::vector<How> AllWays() {
@@ -50,6 +51,14 @@ std::vector<How> AllWays() {
       }
     }
   }
+  for (const bool dense : {false, true}) {
+    for (const uint32_t hot : {0u, 100u}) {
+      ways.push_back({.name = "mirrored, hot rows " + std::to_string(hot),
+                      .rows = {.in_place = false, .hot_rows = hot, .predict = !dense},
+                      .dense = dense,
+                      .mirror = true});
+    }
+  }
   return ways;
 }
 
@@ -61,6 +70,7 @@ class DevicePathTest : public ::testing::Test {
             .chunk_tokens = 256,
             .threads = 2,
             .backend = BackendKind::kCuda,
+            .mirror_rows = how.mirror,
             .make_backend =
                 [this] {
                   auto device = std::make_unique<FakeDevice>(MakeCpuBackend(2), fake_);
@@ -122,7 +132,7 @@ class DevicePathTest : public ::testing::Test {
 };
 
 TEST_F(DevicePathTest, EveryWayGivesTheBitsOfTheCpu) {
-  size_t stopped = 0;
+  size_t stopped = 0, late = 0;
   for (uint32_t sequences : {1u, 3u}) {
     for (const How& how : AllWays()) {
       SCOPED_TRACE(how.name + (how.dense ? ", dense, batch of " : ", batch of ") +
@@ -145,6 +155,7 @@ TEST_F(DevicePathTest, EveryWayGivesTheBitsOfTheCpu) {
       EXPECT_EQ(device_->decode_steps(), kSteps * (1 + sequences));
       EXPECT_GE(device_->prompt_steps(), sequences * ((kPrompt + 255) / 256));
       stopped += device_->stopped_copies();
+      late += device_->late_copies();
       for (const LayerCounts& layer : (*runner)->device().attention->counts()) {
         const RowCounts& rows = layer.rows;
         EXPECT_EQ(rows.selected, rows.hits + rows.useful + rows.missed);
@@ -153,6 +164,7 @@ TEST_F(DevicePathTest, EveryWayGivesTheBitsOfTheCpu) {
     }
   }
   EXPECT_GT(stopped, 10u);
+  EXPECT_GT(late, 10u);
 }
 
 // What was there and what was missing, as where the device's memory is the host's. (Predictions
@@ -189,6 +201,34 @@ TEST_F(DevicePathTest, CountsAreThoseOfTheCpu) {
     const uint64_t made = reads_made ? uint64_t{kLayers} * kSteps * 2 * files_.config.kv_heads : 0;
     EXPECT_EQ((*device)->device().attention->direct_bytes(),
               (missed + made) * files_.Layout(1).row_bytes());
+  }
+}
+
+// Mirrored, nothing reads the segment: a device that is given other rows there does not notice.
+TEST_F(DevicePathTest, MirroredRowsAreReadFromTheMirror) {
+  for (const bool dense : {false, true}) {
+    std::vector<std::vector<float>> outcomes;
+    for (const bool spoiled : {false, true}) {
+      const How how = {.name = "",
+                       .rows = {.in_place = false, .hot_rows = 100, .predict = true},
+                       .dense = dense,
+                       .mirror = true};
+      auto runner = LocalRunner::Make(files_, Options(how, 1));
+      ASSERT_TRUE(runner.ok()) << runner.status();
+      std::vector<LayerPolicy> policies(kLayers, {.predict = true});
+      policies[0].predict = false;
+      (*runner)->device().attention->set_policies(policies);
+      (*runner)->Prefill(0, Prompt(0));
+      auto& segment = (*runner)->segment();
+      if (spoiled) std::memset(segment.rows(), 0xFF, segment.layout().pool_bytes());
+      for (uint32_t id = 1; id <= kSteps; ++id) {
+        (*runner)->Forward({&id, 1}, dense ? RowBudget{} : kBudget);
+        const float* logits = (*runner)->Logits(0);
+        outcomes.emplace_back(logits, logits + files_.config.vocab_size);
+      }
+    }
+    const auto half = outcomes.begin() + kSteps;
+    EXPECT_TRUE(std::equal(outcomes.begin(), half, half)) << (dense ? "dense" : "selected");
   }
 }
 

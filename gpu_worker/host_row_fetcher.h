@@ -34,10 +34,11 @@ class HostRowFetcher final : public RowFetcher {
   void Prefetch(uint32_t layer, std::span<const Request> requests, size_t stride,
                 bool keep) override;
   double Settle(uint32_t layer, bool finish, LayerCounts* counts) override;
-  void BeginLists() override {}
+  void BeginLists(uint32_t) override {}
   void Bring(uint32_t layer, std::span<const Request> requests, size_t stride,
              std::span<AttendArgs::Item> attend, LayerCounts* counts) override;
   void GiveSlots() override {}
+  void EndLayer(uint32_t) override {}
   void Stream(uint32_t layer, const StepItem& item, uint32_t first, uint32_t tokens,
               const RowTable* to, LayerCounts* counts) override;
   void FetchNotes() override {}

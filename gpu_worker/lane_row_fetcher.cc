@@ -89,49 +89,74 @@ void LaneRowFetcher::Prefetch(uint32_t layer, std::span<const Request> requests,
   for (size_t i = 0; i < requests.size(); ++i) {
     const Request& request = requests[i];
     ResolveArgs::Item& resolve = items.emplace_back(ResolvePredicted(layer, request));
+    resolve.map_misses = false;
     resolve.misses = moves + (size_t{half} * options_.set_slots + slots_used_[half]) * kv_heads_;
     resolve.miss_stride = resolve.table.slots;
     resolve.resolved = resolved(call, i);
     slots_used_[half] += resolve.table.slots;
     CHECK_LE(slots_used_[half], options_.set_slots);
     predicted_[half][request.index] = true;
-    call.copies.push_back({.from = HostRows(layer, *request.item),
-                           .to = request.item->device->Rows(layer),
-                           .moves = resolve.misses,
-                           .stride = resolve.miss_stride,
-                           .resolved = resolve.resolved});
+    call.copies.push_back({{.from = HostRows(layer, *request.item),
+                            .to = request.item->device->Rows(layer),
+                            .moves = resolve.misses,
+                            .stride = resolve.miss_stride,
+                            .resolved = resolve.resolved},
+                           resolve.table});
   }
   Backend& backend = *options_.backend;
-  // A set that is shared was the layer's before the one that attends now.
-  if (given_ && requests[0].item->device->shared()) backend.WaitFor(*given_);
+  // The lists, and a set that is shared, were those of the layer before the one that attends now.
+  if (given_) backend.WaitFor(*given_);
   backend.Resolve({.kv_heads = kv_heads_, .stride = stride, .items = items});
-  const uint32_t listed = backend.Mark();
-  backend.UseLane(Lane::kPrefetch);
-  backend.WaitFor(listed);
-  backend.CopyAhead({.kv_heads = kv_heads_, .items = call.copies, .progress = progress(call)});
-  call.mark = backend.Mark();
-  backend.UseLane(Lane::kPredict);
+  call.listed = backend.Mark();
 }
 
-double LaneRowFetcher::Settle(uint32_t layer, bool finish, LayerCounts*) {
+// The layer's attention ends its prefetch.
+double LaneRowFetcher::Settle(uint32_t, bool finish, LayerCounts*) {
+  CHECK(!finish);
+  return 0;
+}
+
+void LaneRowFetcher::EndLayer(uint32_t layer) {
+  Backend& backend = *options_.backend;
+  std::optional<uint32_t> attended;
+  for (Call& call : calls_) {
+    if (!call.ahead || call.layer != layer + 1) continue;
+    if (!attended) attended = backend.Mark();
+    backend.UseLane(Lane::kPrefetch);
+    backend.WaitFor(*attended);
+    backend.WaitFor(call.listed);
+    backend.CopyAhead({.kv_heads = kv_heads_, .items = call.copies, .progress = progress(call)});
+    call.copied = backend.Mark();
+    backend.UseLane(Lane::kCompute);
+  }
+}
+
+// On the keep lane, of the prefetches that the last attention stopped.
+void LaneRowFetcher::ForgetRest() {
   Backend& backend = *options_.backend;
   for (Call& call : calls_) {
-    if (!call.ahead || call.layer != layer || call.settled) continue;
-    call.settled = true;
-    CopyProgress* at = progress(call);
-    if (!finish) backend.StopCopy(at);
-    backend.WaitFor(call.mark);
-    if (finish) continue;
+    if (!call.ahead || call.layer != giving_.layer || call.forgotten) continue;
+    if (std::ranges::find_first_of(call.index, giving_.index) == call.index.end()) continue;
+    call.forgotten = true;
+    backend.WaitFor(call.copied);
     std::vector<ForgetRestArgs::Item> items;
-    for (size_t i = 0; i < call.items.size(); ++i) {
-      items.push_back({.table = call.items[i]->device->Slots(layer),
-                       .moves = call.copies[i].moves,
-                       .stride = call.copies[i].stride,
-                       .resolved = call.copies[i].resolved});
+    for (const CopyAheadArgs::Item& copy : call.copies) {
+      items.push_back({.table = copy.table,
+                       .moves = copy.rows.moves,
+                       .stride = copy.rows.stride,
+                       .resolved = copy.rows.resolved});
     }
-    backend.ForgetRest({.kv_heads = kv_heads_, .items = items, .progress = at});
+    backend.ForgetRest({.kv_heads = kv_heads_, .items = items, .progress = progress(call)});
   }
-  return 0;
+}
+
+// Of the call that predicted the item; null: none.
+CopyProgress* LaneRowFetcher::ProgressOf(uint32_t layer, uint32_t index) const {
+  for (const Call& call : calls_) {
+    if (!call.ahead || call.layer != layer) continue;
+    if (std::ranges::find(call.index, index) != call.index.end()) return progress(call);
+  }
+  return nullptr;
 }
 
 bool LaneRowFetcher::predicted(uint32_t layer, uint32_t index) const {
@@ -143,15 +168,23 @@ RowFetcher::Prediction LaneRowFetcher::Predicted(uint32_t, uint32_t) const {
   return {};
 }
 
-void LaneRowFetcher::BeginLists() {
+void LaneRowFetcher::WaitForKeepLane() {
   if (given_) options_.backend->WaitFor(*given_);
   given_.reset();
+}
+
+// No slot of the layer is taken from its row any more, too.
+void LaneRowFetcher::BeginLists(uint32_t layer) {
+  WaitForKeepLane();
+  for (const Call& call : calls_) {
+    if (call.ahead && call.layer == layer) options_.backend->WaitFor(call.listed);
+  }
 }
 
 void LaneRowFetcher::Bring(uint32_t layer, std::span<const Request> requests, size_t stride,
                            std::span<AttendArgs::Item> attend, LayerCounts*) {
   Call& call = Begin(layer, false, requests);
-  giving_ = {.stride = stride};
+  giving_ = {.layer = layer, .index = call.index, .stride = stride};
   uint32_t landed = 0;  // blocks
   for (size_t i = 0; i < requests.size(); ++i) {
     const Request& request = requests[i];
@@ -166,6 +199,7 @@ void LaneRowFetcher::Bring(uint32_t layer, std::span<const Request> requests, si
       rows.kept = false;
     } else {
       rows.hot = sets.Slots(layer);
+      rows.ahead = ProgressOf(layer, request.index);
       ResolveArgs::Item& resolve =
           giving_.resolve.emplace_back(ResolveSelected(layer, request, true));
       resolve.current = kNoToken;  // its row is brought as any other
@@ -196,6 +230,7 @@ void LaneRowFetcher::GiveSlots() {
   const uint32_t attended = backend.Mark();
   backend.UseLane(Lane::kKeep);
   backend.WaitFor(attended);
+  ForgetRest();
   backend.Resolve({.kv_heads = kv_heads_, .stride = giving_.stride, .items = giving_.resolve});
   if (!giving_.copies.empty()) {
     backend.CopyRows({.kv_heads = kv_heads_, .items = giving_.copies});
@@ -218,7 +253,7 @@ void LaneRowFetcher::Stream(uint32_t layer, const StepItem& item, uint32_t first
 
 void LaneRowFetcher::FetchNotes() {
   if (calls_.empty()) return;
-  BeginLists();  // the journal is written
+  WaitForKeepLane();  // the journal is written
   seen_.resize(journal_used_ / sizeof(uint64_t));
   options_.backend->Fetch(seen_.data(), options_.journal, journal_used_);
 }
@@ -253,8 +288,6 @@ void LaneRowFetcher::CountAhead(const Call& call, const CopyProgress& progress,
       if (call.items[i]->counts) call.items[i]->counts->prefetched += here;
     }
   }
-  if (progress.stopped_ns == 0 || progress.finished_ns <= progress.stopped_ns) return;
-  AddStall(call, 1e-9 * static_cast<double>(progress.finished_ns - progress.stopped_ns), counts);
 }
 
 // What of an item's rows was there, over its KV heads. The current token's row was made by the step

@@ -12,10 +12,13 @@
 namespace sparsekv {
 
 // For a device that has memory of its own and runs a step without the host: what was predicted is
-// copied on the prefetch lane until its layer begins; what is missing then, attention itself reads
-// from the segment, the current token's row with it, which is there already. Beside the layer's
-// other products the rows that it has read get slots, and are copied there from where they landed.
-// What happened is written into a journal on the device and counted when the step is over.
+// copied on the prefetch lane from when the layer before has been attended, as the link is its
+// until then, to when its own layer is: attention finds what has come, says stop and reads what is
+// missing from the segment itself, the current token's row with it, which is there already. It
+// waits for no copy. Beside the layer's other products what did not come is forgotten, and the rows
+// that attention has read get slots, and are copied there from where they landed. What happened is
+// written into a journal on the device and counted when the step is over. (A row that came while it
+// was looked for may have been read all the same: it counts as useful, and as bytes once.)
 // Predictions are always corrected: nothing asks for their slots.
 //
 // Where layers share sets nothing is copied: no layer will find there what it left.
@@ -43,10 +46,11 @@ class LaneRowFetcher final : public RowFetcher {
   void Prefetch(uint32_t layer, std::span<const Request> requests, size_t stride,
                 bool keep) override;
   double Settle(uint32_t layer, bool finish, LayerCounts* counts) override;
-  void BeginLists() override;
+  void BeginLists(uint32_t layer) override;
   void Bring(uint32_t layer, std::span<const Request> requests, size_t stride,
              std::span<AttendArgs::Item> attend, LayerCounts* counts) override;
   void GiveSlots() override;
+  void EndLayer(uint32_t layer) override;
   void Stream(uint32_t layer, const StepItem& item, uint32_t first, uint32_t tokens,
               const RowTable* to, LayerCounts* counts) override;
   void FetchNotes() override;
@@ -65,19 +69,25 @@ class LaneRowFetcher final : public RowFetcher {
     std::vector<uint32_t> index;  // of the items
     std::vector<uint32_t> count;  // rows asked for, per KV head
     size_t note = 0;              // place in the journal
-    uint32_t mark = 0;            // ahead: when the copies are over
-    std::vector<CopyRowsArgs::Item> copies;
-    std::vector<bool> resolved;  // Bring: whether the item's rows are looked for in slots
-    bool settled = false;
+    std::vector<bool> resolved;   // Bring: whether the item's rows are looked for in slots
+    // Ahead:
+    std::vector<CopyAheadArgs::Item> copies;
+    uint32_t listed = 0, copied = 0;  // marks: when slots are given, and when the copies are over
+    bool forgotten = false;           // what did not come
   };
   // Of the last Bring, for GiveSlots.
   struct Giving {
+    uint32_t layer = 0;
+    std::vector<uint32_t> index;  // of all of its items
     size_t stride = 0;
     std::vector<ResolveArgs::Item> resolve;
     std::vector<CopyRowsArgs::Item> copies;
   };
 
   Call& Begin(uint32_t layer, bool ahead, std::span<const Request> requests);
+  void WaitForKeepLane();
+  void ForgetRest();
+  CopyProgress* ProgressOf(uint32_t layer, uint32_t index) const;
   RowCounts Brought(const Call& call, size_t item, std::span<const Resolved> found) const;
   // `found`: [items][kv_heads], what Resolve wrote.
   void CountAhead(const Call& call, const CopyProgress& progress, std::span<const Resolved> found,

@@ -35,6 +35,7 @@ absl::StatusOr<std::unique_ptr<LocalRunner>> LocalRunner::Make(const ModelFiles&
                                  .graphs = options.graphs,
                                  .early_launch = options.early_launch,
                                  .exact_prompts = options.exact_prompts,
+                                 .mirror_rows = options.mirror_rows,
                                  .make_backend = options.make_backend,
                                  .share_chunk_bytes = options.share_chunk_bytes,
                                  .row_layout = runner->segment_->layout(),
@@ -213,10 +214,15 @@ void LocalRunner::CopyFrom(const LocalRunner& other) {
       device_.backend->Upload(to.label_pages[page], page_copy.data(), page_bytes);
     }
     const size_t block_bytes = segment_->layout().block_stride();
+    std::byte* mirror = device_.shared_rows ? device_.shared_rows->mirror() : nullptr;
     for (uint32_t layer = 0; layer < layers; ++layer) {
       const RowTable source = other.HostRows(layer, i), target = HostRows(layer, i);
       for (uint32_t token = 0; token < from.position; token += kBlockTokens) {
         std::memcpy(target.Row(0, token), source.Row(0, token), block_bytes);
+        if (mirror) {
+          const std::ptrdiff_t place = target.Row(0, token) - segment_->rows();
+          std::memcpy(mirror + place, source.Row(0, token), block_bytes);
+        }
         if (!to.device.device || !to.device.resident()) continue;
         device_.backend->Upload(to.device.ResidentBlock(layer, token / kBlockTokens),
                                 source.Row(0, token), block_bytes);

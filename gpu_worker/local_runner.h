@@ -28,6 +28,7 @@ class LocalRunner {
     bool graphs = true;          // of a CUDA device
     bool early_launch = true;    // likewise
     bool exact_prompts = false;  // likewise
+    bool mirror_rows = false;    // likewise
     // Device::Options, both
     std::function<std::unique_ptr<Backend>()> make_backend;
     size_t share_chunk_bytes = size_t{256} << 20;

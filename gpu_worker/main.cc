@@ -35,6 +35,7 @@ struct Options {
   bool graphs = true;
   bool early_launch = true;
   bool exact_prompts = false;
+  bool mirror_rows = false;
   RowMode rows;
   std::string link = "off";
   std::string fetch = "direct";
@@ -142,6 +143,7 @@ absl::Status RunWorker(const Options& options) {
                             .graphs = options.graphs,
                             .early_launch = options.early_launch,
                             .exact_prompts = options.exact_prompts,
+                            .mirror_rows = options.mirror_rows,
                             .share_lock_file = RegistrationLock(options),
                             .row_layout = (*segment)->layout(),
                             .row_pool = (*segment)->rows(),
@@ -204,6 +206,8 @@ int Main(int argc, char** argv) {
   app.add_flag("!--no-early-launch", options.early_launch, "begin kernels one after the other");
   app.add_flag("--exact-prompts", options.exact_prompts,
                "inputs of all prompt products keep 16 bits");
+  app.add_flag("--mirror-rows", options.mirror_rows,
+               "keep offloaded rows twice in host memory, once where the device reads fastest");
   app.add_option(
       "--channels", options.channels_file,
       "channel config; default MODEL/channels.json where it exists; none = no selection");

@@ -34,17 +34,19 @@ class RowFetcher {
 
   virtual void BeginStep(size_t items) = 0;
 
-  // Gives the predicted rows slots and starts to fetch those that are not there. `keep`: their
-  // slots will be asked for (Predicted). May be called for several parts of a batch.
+  // Gives the predicted rows slots and starts to fetch those that are not there, or will when the
+  // layer before has been attended. `keep`: their slots will be asked for (Predicted). May be
+  // called for several parts of a batch.
   virtual void Prefetch(uint32_t layer, std::span<const Request> requests, size_t stride,
                         bool keep) = 0;
 
-  // The layer begins: its prefetch ends, and what is not here is forgotten; `finish` waits for all
-  // of it instead. Returns the seconds waited, as far as they are known yet.
+  // The layer begins: its prefetch ends, and what is not here is forgotten (on a device that looks
+  // after it itself, when the layer is attended); `finish` waits for all of it instead. Returns the
+  // seconds waited, as far as they are known yet.
   virtual double Settle(uint32_t layer, bool finish, LayerCounts* counts) = 0;
 
-  // Before lists are made where earlier ones of this step were.
-  virtual void BeginLists() = 0;
+  // Before lists of the layer are made where earlier ones of this step were.
+  virtual void BeginLists(uint32_t layer) = 0;
 
   // Says where attention finds the rows: sets rows, selection and offloaded of attend[i], which is
   // requests[i]'s. Either they are in `slots` then, fetched direct and waited for, and the item's
@@ -55,6 +57,8 @@ class RowFetcher {
   // They have been attended. What attention has read gets slots, beside what follows; the lists are
   // read until BeginLists.
   virtual void GiveSlots() = 0;
+  // All of the layer has been attended: the link is free for what was predicted.
+  virtual void EndLayer(uint32_t layer) = 0;
 
   // Brings rows [first, tokens) of the item into `to`, whose row i is token i: a dense sequence's
   // layer, or what its window leaves of it. Null: they are attended where they lie, and come over

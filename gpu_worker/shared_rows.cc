@@ -48,6 +48,15 @@ SharedRows::~SharedRows() {
     if (!registered_[chunk]) continue;
     options_.backend->Unshare(options_.pool + chunk * options_.chunk_bytes, ChunkBytes(chunk));
   }
+  if (options_.mirror) options_.backend->FreeLargePages(options_.mirror);
+}
+
+// Before the device writes there, which would else wait for every page.
+void SharedRows::TouchMirror(size_t chunk) {
+  if (!options_.mirror) return;
+  constexpr size_t kPage = 4096;
+  auto* at = static_cast<volatile std::byte*>(options_.mirror + chunk * options_.chunk_bytes);
+  for (size_t i = 0; i < ChunkBytes(chunk); i += kPage) at[i] = std::byte{0};
 }
 
 size_t SharedRows::ChunkBytes(size_t chunk) const {
@@ -72,7 +81,10 @@ absl::Status SharedRows::Use(std::span<const uint32_t> blocks) {
   for (size_t chunk = 0; chunk < wanted.size(); ++chunk) {
     if (wanted[chunk]) chunks.push_back(chunk);
   }
-  return chunks.empty() ? absl::OkStatus() : Register(chunks);
+  if (chunks.empty()) return absl::OkStatus();
+  if (absl::Status status = Register(chunks); !status.ok()) return status;
+  for (size_t chunk : chunks) TouchMirror(chunk);
+  return absl::OkStatus();
 }
 
 absl::Status SharedRows::Register(std::span<const size_t> chunks) {

@@ -14,7 +14,7 @@ namespace sparsekv {
 struct RowCounts {
   uint64_t selected = 0;
   uint64_t hits = 0;        // on the device before the step's prediction, or made by the step
-  uint64_t prefetched = 0;  // brought by a prediction before the layer began
+  uint64_t prefetched = 0;  // brought by a prediction before the layer's rows were
   uint64_t useful = 0;      // of those, selected
   uint64_t missed = 0;      // fetched by the layer itself
   double stall_s = 0;       // the layers waited for rows, or read them while attending to others

@@ -39,6 +39,9 @@ struct OffloadedRows {
   RowTable landing;
   bool kept = true;  // else nobody reads the landing afterwards: it is room that may be used
   struct CopyTimes* times = nullptr;  // copy_ahead.h; of the reads; the same for all of a call
+  // What is still brought into `hot`: no more of it begins. Rows that come meanwhile are found
+  // there or read, and landed, as others; both is right.
+  struct CopyProgress* ahead = nullptr;
 
   // kNotHot: none.
   uint32_t SlotOf(uint32_t kv_head, uint32_t token) const {

@@ -16,6 +16,11 @@ void Backend::Free(std::byte* memory) { FreeOnHost(memory); }
 size_t Backend::free_bytes() const { return SIZE_MAX; }
 bool Backend::Share(std::byte*, size_t, std::string*) { return true; }
 void Backend::Unshare(std::byte*, size_t) {}
+std::byte* Backend::AllocateOnLargePages(size_t, std::string* why) {
+  *why = "its memory is the host's";
+  return nullptr;
+}
+void Backend::FreeLargePages(std::byte*) {}
 
 void Backend::Upload(void* device, const void* host, size_t bytes) { Copy(device, host, bytes); }
 void Backend::Download(void* host, const void* device, size_t bytes) { Copy(host, device, bytes); }

@@ -54,6 +54,12 @@ class Backend {
   // should. Unshare it before it goes away, by the same addresses.
   virtual bool Share(std::byte* host, size_t bytes, std::string* why);
   virtual void Unshare(std::byte* host, size_t bytes);
+  // Host memory of this process alone that the device maps in large pages: what it reads there at
+  // random costs it no walk through its page tables each, which shared memory does
+  // (kernels/README.md). Shared from the start; the machine gives it when it is touched. Null, with
+  // one line in `why`: there is none.
+  virtual std::byte* AllocateOnLargePages(size_t bytes, std::string* why);
+  virtual void FreeLargePages(std::byte* memory);
   // Between the host's memory and the device's; outside of steps only.
   virtual void Upload(void* device, const void* host, size_t bytes);
   virtual void Download(void* host, const void* device, size_t bytes);
@@ -95,7 +101,6 @@ class Backend {
   virtual void Forget(const ForgetArgs& args) = 0;
   virtual void CopyRows(const CopyRowsArgs& args) = 0;
   virtual void CopyAhead(const CopyAheadArgs& args) = 0;
-  virtual void StopCopy(CopyProgress* progress) = 0;
   virtual void ForgetRest(const ForgetRestArgs& args) = 0;
   virtual void Overlap(const OverlapArgs& args) = 0;
   virtual SampledToken Sample(const SampleArgs& args) = 0;

@@ -8,28 +8,33 @@
 
 namespace sparsekv {
 
-// A prefetch that no host looks after: rows come in slices, and whoever needs the link says stop.
-// The rows of all items count as one list: item by item, KV head by KV head, in the order of their
-// moves. Slice s is the rows [s * kCopySliceRows, (s + 1) * kCopySliceRows) of it; slices begin in
-// order, and one that has begun is finished.
-inline constexpr uint32_t kCopySliceRows = 32;
+// A prefetch that no host looks after: rows come in slices, and whoever needs the link says stop
+// (attention that reads rows of its own: OffloadedRows::ahead). A row is named by its map when it
+// is there, whole: who looks for rows meanwhile need not wait for it. The rows of all items count
+// as one list: item by item, KV head by KV head, in the order of their moves. Slice s is the rows
+// [s * kCopySliceRows, (s + 1) * kCopySliceRows) of it; slices begin in order, and one that has
+// begun is finished.
+inline constexpr uint32_t kCopySliceRows = 8;
 
 // On the device. All zero before a prefetch begins.
 struct CopyProgress {
-  uint32_t stop = 0;        // not 0: no further slice begins
-  uint32_t slices = 0;      // that were begun, or asked for when none was left
-  uint64_t stopped_ns = 0;  // the device's clock at the stop, and when the last row was there
-  uint64_t finished_ns = 0;
+  uint32_t stop = 0;    // not 0: no further slice begins
+  uint32_t slices = 0;  // that were begun, or asked for when none was left
 };
 
+// Of misses that Resolve did not map.
 struct CopyAheadArgs {
+  struct Item {
+    CopyRowsArgs::Item rows;  // REQUIRES: a list of moves
+    SlotTable table;
+  };
   uint32_t kv_heads = 0;
-  std::span<const CopyRowsArgs::Item> items;
+  std::span<const Item> items;
   CopyProgress* progress = nullptr;
 };
 
-// Empties the slots of the rows that CopyAhead was given and did not bring. REQUIRES: nothing was
-// resolved in those tables since they were given.
+// Empties the slots of the rows that CopyAhead was given and did not bring. REQUIRES: it is over,
+// and nothing was resolved in those tables since they were given.
 struct ForgetRestArgs {
   struct Item {
     SlotTable table;

@@ -42,10 +42,12 @@ class Prefetch {
                                       .slots = lists.slots.data(),
                                       .misses = lists.misses.data(),
                                       .miss_stride = lists.stride,
+                                      .map_misses = false,
                                       .resolved = lists.counts.data()};
       backend.Resolve({.kv_heads = kHeads, .stride = lists.stride, .items = {&item, 1}});
-      copy_.push_back({set.host.Table(0), set.table.rows, lists.misses.data(), lists.stride,
-                       lists.counts.data()});
+      copy_.push_back({{set.host.Table(0), set.table.rows, lists.misses.data(), lists.stride,
+                        lists.counts.data()},
+                       set.table});
       rest_.push_back({set.table, lists.misses.data(), lists.stride, lists.counts.data()});
       before_.push_back(set.device.pool());
     }
@@ -70,8 +72,8 @@ class Prefetch {
     return std::min(rows(), uint64_t{progress_[0].slices} * kCopySliceRows);
   }
 
-  // The rows of the slices that were begun are there, whole; the other slots are as they were, and
-  // empty once the rest was forgotten.
+  // The rows of the slices that were begun are there, whole, and named by the map; the other slots
+  // are as they were, and empty once the rest was forgotten.
   void Check(bool forgotten) {
     uint64_t at = 0;
     for (size_t s = 0; s < sets_.size(); ++s) {
@@ -87,10 +89,10 @@ class Prefetch {
                     : before_[s].data() + (slot - sets_[s]->device.pool().data());
           ASSERT_EQ(std::memcmp(slot, expected, host.layout->row_bytes()), 0)
               << "row " << at << " of " << rows() << ", brought " << brought();
-          const bool named = there || !forgotten;
-          ASSERT_EQ(table.SlotOf(head, move.token), named ? move.slot : kNotHot);
-          ASSERT_EQ(table.Meta(head, move.slot).token, named ? move.token : kNoToken);
-          ASSERT_EQ(table.Meta(head, move.slot).last_use, named ? 4 * step_ : 0);
+          const bool taken = there || !forgotten;
+          ASSERT_EQ(table.SlotOf(head, move.token), there ? move.slot : kNotHot);
+          ASSERT_EQ(table.Meta(head, move.slot).token, taken ? move.token : kNoToken);
+          ASSERT_EQ(table.Meta(head, move.slot).last_use, taken ? 4 * step_ : 0);
         }
       }
       if (forgotten) CheckHits(s);
@@ -119,7 +121,7 @@ class Prefetch {
   uint32_t step_ = 0;
   std::vector<std::unique_ptr<RowSet>> sets_;
   std::vector<std::unique_ptr<Lists>> lists_;
-  std::vector<CopyRowsArgs::Item> copy_;
+  std::vector<CopyAheadArgs::Item> copy_;
   std::vector<ForgetRestArgs::Item> rest_;
   std::vector<Shared<std::byte>> before_;  // the devices' pools
   Shared<CopyProgress> progress_ = Shared<CopyProgress>(1);
@@ -136,9 +138,8 @@ TEST_P(CopyAheadTest, BringsEveryRow) {
       prefetch.Resolve(random, backend());
       backend().CopyAhead(prefetch.Copy());
       EXPECT_EQ(prefetch.brought(), prefetch.rows());
-      EXPECT_GT(prefetch.progress().finished_ns, 0u);
-      EXPECT_EQ(prefetch.progress().stopped_ns, 0u);
-      backend().StopCopy(&prefetch.progress());  // too late
+      prefetch.Check(/*forgotten=*/false);
+      prefetch.progress().stop = 1;  // too late
       backend().ForgetRest(prefetch.Rest());
       prefetch.Check(/*forgotten=*/true);
     }
@@ -150,34 +151,11 @@ TEST_P(CopyAheadTest, NothingIsBroughtAfterAStop) {
   Prefetch prefetch(random, 16);
   for (int round = 0; round < 5; ++round) {
     prefetch.Resolve(random, backend());
-    backend().StopCopy(&prefetch.progress());
-    EXPECT_NE(prefetch.progress().stop, 0u);
-    EXPECT_GT(prefetch.progress().stopped_ns, 0u);
+    prefetch.progress().stop = 1;
     backend().CopyAhead(prefetch.Copy());
     EXPECT_EQ(prefetch.brought(), 0u);
     prefetch.Check(/*forgotten=*/false);
     backend().ForgetRest(prefetch.Rest());
-    prefetch.Check(/*forgotten=*/true);
-  }
-}
-
-// The step that needs the link says stop while the other lane copies: whatever was brought then,
-// the count of slices tells. On a host the lanes are one, and the stop comes too late.
-TEST_P(CopyAheadTest, TheOtherLaneStopsIt) {
-  Random random(73);
-  Prefetch prefetch(random, 128);
-  for (int round = 0; round < 6; ++round) {
-    Backend& on = round % 2 ? other() : backend();
-    prefetch.Resolve(random, on);
-    InStep(on, StepKind::kDecode, [&] {
-      on.UseLane(Lane::kPrefetch);
-      on.CopyAhead(prefetch.Copy());
-      const uint32_t copied = on.Mark();
-      on.UseLane(Lane::kCompute);
-      on.StopCopy(&prefetch.progress());
-      on.WaitFor(copied);
-      on.ForgetRest(prefetch.Rest());
-    });
     prefetch.Check(/*forgotten=*/true);
   }
 }
@@ -201,13 +179,16 @@ TEST_P(CopyAheadTest, ASliceThatHasBegunIsFinished) {
   Shared<RowMove> moves(kRows);
   for (uint32_t i = 0; i < kRows; ++i) moves[i] = {i, i == kStopRow ? kStopSlot : i};
   const Shared<Resolved> resolved = {{.misses = kRows}};
-  const CopyRowsArgs::Item item = {host.Table(0), to, moves.data(), kRows, resolved.data()};
+  RowSet map(random, 1, kRows, kRows);
+  const CopyAheadArgs::Item item = {{host.Table(0), to, moves.data(), kRows, resolved.data()},
+                                    map.table};
   backend().CopyAhead({.kv_heads = 1, .items = {&item, 1}, .progress = progress});
-  EXPECT_EQ(progress->slices, 2u);
+  constexpr uint32_t kSlices = kStopRow / kCopySliceRows + 1;
+  EXPECT_EQ(progress->slices, kSlices);
   for (uint32_t i = 0; i < kRows; ++i) {
     if (i == kStopRow) continue;  // its slot is the progress now
     const int difference = std::memcmp(to.Row(0, i), host.Table(0).Row(0, i), layout.row_bytes());
-    EXPECT_EQ(difference == 0, i < 2 * kCopySliceRows) << "row " << i;
+    EXPECT_EQ(difference == 0, i < kSlices * kCopySliceRows) << "row " << i;
   }
 }
 
@@ -222,7 +203,7 @@ TEST_P(CopyAheadTest, AnotherThreadStopsIt) {
       const std::atomic_ref<uint32_t> slices(prefetch.progress().slices);
       watching = true;
       while (slices.load() < 3 && !over.load()) continue;
-      reference().StopCopy(&prefetch.progress());
+      std::atomic_ref<uint32_t>(prefetch.progress().stop).store(1);
     });
     while (!watching.load()) std::this_thread::yield();
     backend().CopyAhead(prefetch.Copy());

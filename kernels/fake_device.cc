@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "kernels/host_memory.h"
 
 namespace sparsekv {
 
@@ -66,6 +67,19 @@ void FakeDevice::Unshare(std::byte* host, size_t bytes) {
   shared_bytes_ -= bytes;
 }
 
+std::byte* FakeDevice::AllocateOnLargePages(size_t bytes, std::string*) {
+  CHECK(!in_step_);
+  std::byte* memory = AllocateOnHost(bytes);
+  shared_[memory] = bytes;
+  return memory;
+}
+
+void FakeDevice::FreeLargePages(std::byte* memory) {
+  CHECK(!in_step_);
+  CHECK_EQ(shared_.erase(memory), 1u);
+  FreeOnHost(memory);
+}
+
 void FakeDevice::Upload(void* device, const void* host, size_t bytes) {
   CHECK(!in_step_);
   Mine(device, bytes);
@@ -101,9 +115,9 @@ void FakeDevice::Fetch(void* host, const void* device, size_t bytes) {
     std::memcpy(host, from, bytes);
     return;
   }
-  for (size_t k = over(); k < kept_.size(); ++k) {
-    const auto* resolved = reinterpret_cast<const std::byte*>(kept_[k].resolved);
-    CHECK(resolved + sizeof(Resolved) <= from || from + bytes <= resolved);
+  for (const Use& use : uses_) {
+    const auto* resolved = reinterpret_cast<const std::byte*>(use.resolved);
+    CHECK(Over(use) || resolved + sizeof(Resolved) <= from || from + bytes <= resolved);
   }
   deliveries_.push_back({host, {from, from + bytes}});
   std::memset(host, 0xC9, bytes);
@@ -113,15 +127,15 @@ void FakeDevice::BeginStep(StepKind kind) {
   CHECK(!in_step_);
   in_step_ = true;
   lane_ = Lane::kCompute;
-  marks_ = 0;
-  kept_.clear();
-  over_at_mark_.clear();
-  std::ranges::fill(over_on_lane_, size_t{0});
+  uses_.clear();
+  at_mark_.clear();
+  clocks_ = {};
   ++steps_[kind == StepKind::kDecode];
 }
 
 void FakeDevice::EndStep() {
   CHECK(in_step_);
+  BringLate(SIZE_MAX);
   in_step_ = false;
   for (const Delivery& delivery : deliveries_) {
     std::memcpy(delivery.host, delivery.bytes.data(), delivery.bytes.size());
@@ -132,14 +146,58 @@ void FakeDevice::EndStep() {
 }
 
 uint32_t FakeDevice::Mark() {
-  over_at_mark_.push_back(lane_ == Lane::kKeep ? kept_.size() : over());
-  return marks_++;
+  at_mark_.push_back(clock());
+  return static_cast<uint32_t>(at_mark_.size() - 1);
 }
 
 void FakeDevice::WaitFor(uint32_t mark) {
   CHECK(in_step_);
-  CHECK_LT(mark, marks_);
-  over() = std::max(over(), over_at_mark_[mark]);
+  CHECK_LT(mark, at_mark_.size());
+  for (size_t lane = 0; lane < kLanes; ++lane) {
+    clock()[lane] = std::max(clock()[lane], at_mark_[mark][lane]);
+  }
+  BringLate(at_mark_[mark][static_cast<size_t>(Lane::kPrefetch)]);
+}
+
+// What the prefetch lane had begun when attention said stop is finished.
+void FakeDevice::BringLate(size_t of_prefetch_lane) {
+  std::erase_if(late_, [&](Late& late) {
+    if (late.number > of_prefetch_lane) return false;
+    const Awake awake(this);
+    const uint32_t stop = std::exchange(late.args.progress->stop, 0);
+    late.args.items = late.items;
+    inner_->CopyAhead(late.args);
+    late.args.progress->stop = stop;
+    return true;
+  });
+}
+
+FakeDevice::Use FakeDevice::UseOf(Use::Kind kind, const SlotTable& table) {
+  return {.kind = kind, .map_pages = table.map_pages, .set = table.set};
+}
+
+bool FakeDevice::Over(const Use& use) const {
+  return use.lane == lane_ ||
+         use.number <= clocks_[static_cast<size_t>(lane_)][static_cast<size_t>(use.lane)];
+}
+
+void FakeDevice::Begin(Use use) {
+  for (const Use& earlier : uses_) {
+    if (!use.map_pages || earlier.map_pages != use.map_pages || earlier.set != use.set) continue;
+    CHECK(Over(earlier) || (use.kind == Use::kAttends && earlier.kind == Use::kCopies));
+  }
+  use.lane = lane_;
+  use.number = ++clock()[static_cast<size_t>(lane_)];
+  uses_.push_back(use);
+}
+
+// `memory` is about to be written.
+void FakeDevice::NotInUse(const void* memory, size_t bytes) const {
+  const auto* begin = static_cast<const std::byte*>(memory);
+  for (const Use& use : uses_) {
+    const auto* list = static_cast<const std::byte*>(use.list);
+    CHECK(Over(use) || begin + bytes <= list || list + use.list_bytes <= begin);
+  }
 }
 
 void FakeDevice::Mine(const void* memory, size_t bytes) const {
@@ -207,7 +265,11 @@ void FakeDevice::Moves(const CopyRowsArgs::Item& item, uint32_t kv_heads) const 
 void FakeDevice::SelectedRows(const AttendArgs& args, const AttendArgs::Item& item) {
   const size_t row_bytes = item.rows.layout->row_bytes();
   const bool lands = item.offloaded && item.offloaded->landing.blocks != nullptr;
-  if (lands) CHECK_EQ(over(), kept_.size());
+  for (const Use& use : uses_) CHECK(!lands || use.lane != Lane::kKeep || Over(use));
+  if (item.offloaded && item.offloaded->hot.slots > 0) {
+    Begin(UseOf(Use::kAttends, item.offloaded->hot));
+    if (item.offloaded->ahead) Mine(item.offloaded->ahead, sizeof(CopyProgress));
+  }
   if (item.offloaded && item.offloaded->times) Mine(item.offloaded->times, sizeof(CopyTimes));
   for (uint32_t head = 0; head < args.kv_heads; ++head) {
     const uint32_t* selection = item.selection + head * args.selection_stride;
@@ -298,10 +360,7 @@ void FakeDevice::Select(const SelectArgs& args) {
     Floats(item.scores, args.kv_heads, args.score_stride);
     const size_t entries = args.kv_heads * args.selection_stride;
     Mine(item.selection, sizeof(uint32_t) * entries);
-    for (size_t k = over(); k < kept_.size(); ++k) {
-      const Kept& kept = kept_[k];
-      CHECK(item.selection + entries <= kept.list || kept.list + kept.entries <= item.selection);
-    }
+    NotInUse(item.selection, sizeof(uint32_t) * entries);
   }
   inner_->Select(args);
 }
@@ -357,12 +416,6 @@ void FakeDevice::Resolve(const ResolveArgs& args) {
   const Awake awake(this);
   for (const auto& item : args.items) {
     const size_t entries = args.kv_heads * args.stride;
-    for (size_t k = lane_ == Lane::kKeep ? kept_.size() : over(); k < kept_.size(); ++k) {
-      CHECK(kept_[k].map_pages != item.table.map_pages || kept_[k].set != item.table.set);
-    }
-    if (lane_ == Lane::kKeep) {
-      kept_.push_back({item.rows, entries, item.table.map_pages, item.table.set, item.resolved});
-    }
     Slots(item.table);
     for (uint32_t head = 0; head < args.kv_heads; ++head) {
       for (uint32_t i = 0; i < item.count; ++i) {
@@ -375,6 +428,12 @@ void FakeDevice::Resolve(const ResolveArgs& args) {
     Mine(item.slots, sizeof(uint32_t) * entries);
     Mine(item.misses, sizeof(RowMove) * args.kv_heads * item.miss_stride);
     Mine(item.resolved, sizeof(Resolved) * args.kv_heads);
+    NotInUse(item.misses, sizeof(RowMove) * args.kv_heads * item.miss_stride);
+    Use use = UseOf(Use::kGives, item.table);
+    use.list = item.rows;
+    use.list_bytes = sizeof(uint32_t) * entries;
+    use.resolved = item.resolved;
+    Begin(use);
   }
   inner_->Resolve(args);
 }
@@ -387,7 +446,12 @@ void FakeDevice::Forget(const ForgetArgs& args) {
 
 void FakeDevice::CopyRows(const CopyRowsArgs& args) {
   const Awake awake(this);
-  for (const auto& item : args.items) Moves(item, args.kv_heads);
+  for (const auto& item : args.items) {
+    Moves(item, args.kv_heads);
+    if (lane_ != Lane::kKeep) continue;
+    Use use{.list = item.moves, .list_bytes = sizeof(RowMove) * args.kv_heads * item.stride};
+    Begin(use);
+  }
   if (args.times) Mine(args.times, sizeof(CopyTimes));
   inner_->CopyRows(args);
 }
@@ -396,18 +460,26 @@ void FakeDevice::CopyAhead(const CopyAheadArgs& args) {
   const Awake awake(this);
   CHECK(lane_ == Lane::kPrefetch);
   Mine(args.progress, sizeof(CopyProgress));
-  for (const auto& item : args.items) Moves(item, args.kv_heads);
-  if (options_.stops_copies && random_() % 2 == 0) {
+  // The link is attention's first.
+  for (const Use& use : uses_) CHECK(use.kind != Use::kAttends || Over(use));
+  for (const auto& item : args.items) {
+    Moves(item.rows, args.kv_heads);
+    Use use = UseOf(Use::kCopies, item.table);
+    use.list = item.rows.moves;
+    use.list_bytes = sizeof(RowMove) * args.kv_heads * item.rows.stride;
+    Begin(use);
+  }
+  const uint32_t chance = options_.stops_copies ? random_() % 3 : 0;
+  if (chance == 1) {
+    ++late_copies_;
+    late_.push_back({{args.items.begin(), args.items.end()}, args, clock()[size_t(lane_)]});
+    return;
+  }
+  if (chance == 2) {
     ++stopped_copies_;
     args.progress->stop = 1;
   }
   inner_->CopyAhead(args);
-}
-
-void FakeDevice::StopCopy(CopyProgress* progress) {
-  const Awake awake(this);
-  Mine(progress, sizeof(CopyProgress));
-  inner_->StopCopy(progress);
 }
 
 void FakeDevice::ForgetRest(const ForgetRestArgs& args) {
@@ -417,7 +489,12 @@ void FakeDevice::ForgetRest(const ForgetRestArgs& args) {
     Slots(item.table);
     Mine(item.moves, sizeof(RowMove) * args.kv_heads * item.stride);
     Mine(item.resolved, sizeof(Resolved) * args.kv_heads);
+    Use use = UseOf(Use::kForgets, item.table);
+    use.list = item.moves;
+    use.list_bytes = sizeof(RowMove) * args.kv_heads * item.stride;
+    Begin(use);
   }
+  CHECK_NE(args.progress->stop, 0u);  // or it may still go on
   inner_->ForgetRest(args);
 }
 

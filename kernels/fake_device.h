@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -23,9 +24,11 @@ namespace sparsekv {
 // - Host and device meet outside of steps only; inside a step, what is fetched or sampled is
 //   garbage until the step ends.
 // - There is only so much memory, of its own and shared.
-// - A prefetch is stopped before it began, or never, as chance has it.
-// - What the keep lane reads or writes (lists, rows that landed, slots, counts) is left alone by
-//   every lane that has not waited for it.
+// - A prefetch brings all of its rows at once, or none, or all when its layer has been attended and
+//   somebody waits for it, as chance has it.
+// - What a lane resolves, attends in slots or forgets there, and what the keep lane reads or writes
+//   beside these (lists, rows that landed, counts), is left alone by every lane that has not waited
+//   for it.
 //
 // Operations run at once, in the order in which they are given: whether lanes are joined where
 // marks say so is the tape's test (cuda/tape_test.cc).
@@ -34,7 +37,7 @@ class FakeDevice final : public Backend {
   struct Options {
     size_t bytes = size_t{256} << 20;
     size_t most_shared_bytes = SIZE_MAX;
-    bool stops_copies = false;  // a random half of the prefetches brings nothing
+    bool stops_copies = false;  // a random third of the prefetches brings nothing, a third is late
   };
   FakeDevice(std::unique_ptr<Backend> inner, const Options& options);
   ~FakeDevice() override;  // REQUIRES: all memory was freed, and nothing is shared any more
@@ -43,6 +46,7 @@ class FakeDevice final : public Backend {
   size_t prompt_steps() const { return steps_[0]; }
   size_t decode_steps() const { return steps_[1]; }
   size_t stopped_copies() const { return stopped_copies_; }
+  size_t late_copies() const { return late_copies_; }
   size_t reserved_bytes() const { return reserved_; }
   // First byte, bytes.
   const std::map<const std::byte*, size_t>& shared() const { return shared_; }
@@ -54,6 +58,8 @@ class FakeDevice final : public Backend {
   size_t free_bytes() const override { return options_.bytes - used_; }
   bool Share(std::byte* host, size_t bytes, std::string* why) override;
   void Unshare(std::byte* host, size_t bytes) override;
+  std::byte* AllocateOnLargePages(size_t bytes, std::string* why) override;
+  void FreeLargePages(std::byte* memory) override;
   void Upload(void* device, const void* host, size_t bytes) override;
   void Download(void* host, const void* device, size_t bytes) override;
   void Copy(void* to, const void* from, size_t bytes) override;
@@ -84,7 +90,6 @@ class FakeDevice final : public Backend {
   void Forget(const ForgetArgs& args) override;
   void CopyRows(const CopyRowsArgs& args) override;
   void CopyAhead(const CopyAheadArgs& args) override;
-  void StopCopy(CopyProgress* progress) override;
   void ForgetRest(const ForgetRestArgs& args) override;
   void Overlap(const OverlapArgs& args) override;
   SampledToken Sample(const SampleArgs& args) override;
@@ -118,6 +123,25 @@ class FakeDevice final : public Backend {
   void Moves(const CopyRowsArgs::Item& item, uint32_t kv_heads) const;
   void SelectedRows(const AttendArgs& args, const AttendArgs::Item& item);
 
+  // What an operation of this step reads or writes until it is over.
+  struct Use {
+    enum Kind : uint32_t { kGives, kAttends, kCopies, kForgets };
+    Kind kind = kGives;
+    std::byte* const* map_pages = nullptr;  // of a table, with the set
+    uint32_t set = 0;
+    const void* list = nullptr;
+    size_t list_bytes = 0;
+    const Resolved* resolved = nullptr;
+    Lane lane = Lane::kCompute;
+    size_t number = 0;  // of the lane's uses
+  };
+  static Use UseOf(Use::Kind kind, const SlotTable& table);
+  // Aborts where the lane in use has not waited for an earlier use of the same table.
+  void Begin(Use use);
+  bool Over(const Use& use) const;
+  void NotInUse(const void* memory, size_t bytes) const;
+  void BringLate(size_t of_prefetch_lane);
+
   const std::unique_ptr<Backend> inner_;
   const Options options_;
   std::map<const std::byte*, size_t> own_, shared_;  // first byte, bytes
@@ -126,22 +150,20 @@ class FakeDevice final : public Backend {
   size_t steps_[2]{};
   bool in_step_ = false;
   Lane lane_ = Lane::kCompute;
-  uint32_t marks_ = 0;
-  // What the keep lane was given in this step, and how many of these are surely over at a mark, and
-  // on a lane.
-  struct Kept {
-    const uint32_t* list = nullptr;
-    size_t entries = 0;
-    std::byte* const* map_pages = nullptr;  // of the table, with the set
-    uint32_t set = 0;
-    const Resolved* resolved = nullptr;
+  std::vector<Use> uses_;
+  // By lane: how many of each lane's uses are surely over; as it was at each mark.
+  using Clock = std::array<size_t, kLanes>;
+  std::array<Clock, kLanes> clocks_{};
+  std::vector<Clock> at_mark_;
+  Clock& clock() { return clocks_[static_cast<size_t>(lane_)]; }
+  struct Late {
+    std::vector<CopyAheadArgs::Item> items;
+    CopyAheadArgs args;
+    size_t number;  // of the prefetch lane's uses
   };
-  std::vector<Kept> kept_;
-  std::vector<size_t> over_at_mark_;
-  size_t over_on_lane_[kLanes]{};
-  size_t& over() { return over_on_lane_[static_cast<size_t>(lane_)]; }
+  std::vector<Late> late_;
   std::mt19937 random_{1};
-  size_t stopped_copies_ = 0;
+  size_t stopped_copies_ = 0, late_copies_ = 0;
 
   struct Delivery {
     void* host;

@@ -85,7 +85,10 @@ struct ResolveArgs {
     uint32_t* slots = nullptr;  // [kv_heads, stride], out: slots[i] of rows[i]
     RowMove* misses = nullptr;  // [kv_heads, miss_stride], out, in the order of the list
     size_t miss_stride = 0;
-    bool by_place = false;         // RowMove::token is the row's place in the list instead
+    bool by_place = false;  // RowMove::token is the row's place in the list instead
+    // Whether the map names the slots of misses at once. Else CopyAhead does, of each when its row
+    // is there: until then whoever looks for the row finds none.
+    bool map_misses = true;
     Resolved* resolved = nullptr;  // [kv_heads], out
   };
   uint32_t kv_heads = 0;

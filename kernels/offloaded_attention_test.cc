@@ -33,6 +33,7 @@ class Offloaded {
                                  std::vector<uint32_t>{(shape.slots[s] + kBlockTokens - 1) /
                                                        kBlockTokens * kBlockTokens}));
       lists_.push_back(std::make_unique<Lists>(shape.kv_heads, stride_));
+      predicted_.push_back(std::make_unique<Lists>(shape.kv_heads, stride_));
       counts_.push_back(0);
     }
   }
@@ -55,6 +56,7 @@ class Offloaded {
     bool hot = true;  // else no row has a slot
     bool lands = true, kept = true;
     size_t plain = SIZE_MAX;  // this sequence's rows are all where the segment has them
+    CopyProgress* ahead = nullptr;
   };
   // Attends on the backend, whose bits must be those of the same rows in the segment.
   void Check(Backend& on, StepKind kind, const How& how) {
@@ -76,15 +78,41 @@ class Offloaded {
     EXPECT_EQ(times_[0].begin_ns < times_[0].end_ns, noted);
   }
 
+  // The same while a prefetch brings some of the rows and others, until attention says stop: on a
+  // device whenever it happens to, on a host before.
+  void CheckWhileRowsCome(Random& random, Backend& on, StepKind kind, uint32_t step) {
+    Output<float> expected(q_.size()), got(q_.size());
+    InStep(on, kind, [&] { on.Attend(Args({}, expected, nullptr)); });
+    Predict(random, on, step);
+    HideHits({});
+    Fill();
+    progress_[0] = {};
+    InStep(on, kind, [&] {
+      on.UseLane(Lane::kPrefetch);
+      on.CopyAhead({.kv_heads = shape_.kv_heads, .items = copy_, .progress = progress_.data()});
+      const uint32_t copied = on.Mark();
+      on.UseLane(Lane::kCompute);
+      on.Attend(Args({.ahead = progress_.data()}, got, times_.data()));
+      on.WaitFor(copied);
+      on.ForgetRest({.kv_heads = shape_.kv_heads, .items = rest_, .progress = progress_.data()});
+    });
+    ShowHits();
+    ExpectSameBits(got.data(), expected.data(), got.size(), "attention");
+    EXPECT_EQ(progress_[0].stop, 1u);
+    EXPECT_TRUE(got.MarginsUntouched());
+    for (size_t s = 0; s < sets_.size(); ++s) CheckLanding(s, {});
+  }
+
   // Gives the rows slots, and brings them there from where they landed.
-  void Keep(Backend& on, uint32_t step) {
+  void Keep(Backend& on) {
+    ++use_;
     for (size_t s = 0; s < sets_.size(); ++s) {
       Lists& lists = *lists_[s];
       const ResolveArgs::Item resolve = {.table = sets_[s]->table,
                                          .rows = lists.rows.data(),
                                          .count = counts_[s],
-                                         .hit_stamp = 4 * step + 2,
-                                         .miss_stamp = 4 * step + 2,
+                                         .hit_stamp = 4 * use_ + 2,
+                                         .miss_stamp = 4 * use_ + 2,
                                          .slots = lists.slots.data(),
                                          .misses = lists.misses.data(),
                                          .miss_stride = stride_,
@@ -111,6 +139,40 @@ class Offloaded {
   uint64_t seen_hits = 0, seen_misses = 0;
 
  private:
+  // Gives slots to rows of which some are listed; copy_ and rest_ are what a prefetch has to do.
+  void Predict(Random& random, Backend& on, uint32_t step) {
+    ++use_;
+    copy_.clear();
+    rest_.clear();
+    for (size_t s = 0; s < sets_.size(); ++s) {
+      Lists& lists = *predicted_[s];
+      const uint32_t count = random.Between(1, shape_.slots[s]);
+      for (uint32_t head = 0; head < shape_.kv_heads; ++head) {
+        const auto list = RandomList(random, count, shape_.tokens[s], step);
+        std::ranges::copy(list, lists.rows.begin() + head * stride_);
+      }
+      const ResolveArgs::Item resolve = {.table = sets_[s]->table,
+                                         .rows = lists.rows.data(),
+                                         .count = count,
+                                         .hit_stamp = 4 * use_ + 1,
+                                         .miss_stamp = 4 * use_,
+                                         .slots = lists.slots.data(),
+                                         .misses = lists.misses.data(),
+                                         .miss_stride = stride_,
+                                         .map_misses = false,
+                                         .resolved = lists.counts.data()};
+      on.Resolve({.kv_heads = shape_.kv_heads, .stride = stride_, .items = {&resolve, 1}});
+      const SlotTable& table = sets_[s]->table;
+      copy_.push_back({{.from = sets_[s]->host.Table(0),
+                        .to = table.rows,
+                        .moves = lists.misses.data(),
+                        .stride = stride_,
+                        .resolved = lists.counts.data()},
+                       table});
+      rest_.push_back({table, lists.misses.data(), stride_, lists.counts.data()});
+    }
+  }
+
   AttendArgs Args(const How& how, Output<float>& out, CopyTimes* times) {
     items_.clear();
     for (uint32_t s = 0; s < sets_.size(); ++s) {
@@ -121,6 +183,7 @@ class Offloaded {
       if (times && s != how.plain) {
         item.offloaded = OffloadedRows{.times = times};
         if (how.hot) item.offloaded->hot = sets_[s]->table;
+        item.offloaded->ahead = how.ahead;
         item.offloaded->kept = how.kept;
         if (how.lands) item.offloaded->landing = landing_[s]->Table(0);
       }
@@ -177,15 +240,19 @@ class Offloaded {
   }
 
   const Shape shape_;
+  uint32_t use_ = 0;  // of the slots, so far
   const size_t stride_;
   const Shared<float> q_;
   std::vector<std::unique_ptr<RowSet>> sets_;
   std::vector<std::unique_ptr<Rows>> landing_;
-  std::vector<std::unique_ptr<Lists>> lists_;
+  std::vector<std::unique_ptr<Lists>> lists_, predicted_;
   std::vector<uint32_t> counts_;
   std::vector<AttendArgs::Item> items_;
   std::vector<Shared<std::byte>> shown_;
   Shared<CopyTimes> times_ = Shared<CopyTimes>(1);
+  std::vector<CopyAheadArgs::Item> copy_;
+  std::vector<ForgetRestArgs::Item> rest_;
+  Shared<CopyProgress> progress_ = Shared<CopyProgress>(1);
 };
 
 class OffloadedAttentionTest : public BackendTest {
@@ -204,8 +271,9 @@ class OffloadedAttentionTest : public BackendTest {
         offloaded.Check(backend(), kind, {.kept = false});
         offloaded.Check(other(), kind, {.plain = shape.tokens.size() - 1});
         offloaded.Check(backend(), kind, {});
+        offloaded.CheckWhileRowsCome(random, backend(), kind, step);
       }
-      offloaded.Keep(backend(), step);
+      offloaded.Keep(backend());
     }
     EXPECT_GT(offloaded.seen_misses, 0u);
     if (steps > 2) {

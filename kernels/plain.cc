@@ -1,22 +1,12 @@
 #include "kernels/plain.h"
 
 #include <atomic>
-#include <chrono>
 #include <cstring>
 
 #include "base/check.h"
 
 namespace sparsekv::plain {
 namespace {
-
-uint64_t NowNs() {
-  const auto now = std::chrono::steady_clock::now().time_since_epoch();
-  return static_cast<uint64_t>(std::chrono::nanoseconds(now).count());
-}
-
-void NoteEnd(CopyProgress* progress) {
-  if (progress->slices > 0) progress->finished_ns = NowNs();
-}
 
 void ForgetRow(const SlotTable& table, uint32_t kv_head, const RowMove& move) {
   SlotMeta& meta = table.Meta(kv_head, move.slot);
@@ -35,7 +25,11 @@ void CopyRow(const CopyRowsArgs::Item& item, uint32_t kv_head, uint32_t i) {
 
 void LandRows(const AttendArgs& args) {
   for (const AttendArgs::Item& item : args.items) {
-    if (!item.offloaded || item.offloaded->landing.blocks == nullptr) continue;
+    if (!item.offloaded) continue;
+    if (CopyProgress* ahead = item.offloaded->ahead) {
+      std::atomic_ref<uint32_t>(ahead->stop).store(1);
+    }
+    if (item.offloaded->landing.blocks == nullptr) continue;
     for (uint32_t head = 0; head < args.kv_heads; ++head) {
       const uint32_t* list = item.selection + head * args.selection_stride;
       for (uint32_t i = 0; i < item.count; ++i) {
@@ -56,23 +50,20 @@ void Forget(const ForgetArgs& args) {
 void CopyAhead(const CopyAheadArgs& args) {
   const std::atomic_ref<uint32_t> stop(args.progress->stop), slices(args.progress->slices);
   uint64_t at = 0;  // in the list
-  for (const CopyRowsArgs::Item& item : args.items) {
+  for (const CopyAheadArgs::Item& item : args.items) {
+    CHECK_EQ(item.rows.first_rows, 0u);
     for (uint32_t head = 0; head < args.kv_heads; ++head) {
-      for (uint32_t i = 0; i < item.Rows(head); ++i) {
+      for (uint32_t i = 0; i < item.rows.Rows(head); ++i) {
         if (at++ % kCopySliceRows == 0) {
-          if (stop.load() != 0) return NoteEnd(args.progress);
+          if (stop.load() != 0) return;
           slices.fetch_add(1);
         }
-        CopyRow(item, head, i);
+        CopyRow(item.rows, head, i);
+        const RowMove move = item.rows.Move(head, i);
+        item.table.SlotOf(head, move.token) = static_cast<uint16_t>(move.slot);
       }
     }
   }
-  NoteEnd(args.progress);
-}
-
-void StopCopy(CopyProgress* progress) {
-  progress->stopped_ns = NowNs();
-  std::atomic_ref<uint32_t>(progress->stop).store(1);
 }
 
 void ForgetRest(const ForgetRestArgs& args) {

@@ -10,13 +10,11 @@ namespace sparsekv::plain {
 
 // Row i of the item's KV head.
 void CopyRow(const CopyRowsArgs::Item& item, uint32_t kv_head, uint32_t i);
-// What attention leaves of offloaded rows.
+// What attention says and leaves of offloaded rows.
 void LandRows(const AttendArgs& args);
 void Forget(const ForgetArgs& args);
 void ForgetRest(const ForgetRestArgs& args);
-// StopCopy may be called by another thread, through another backend of the host.
 void CopyAhead(const CopyAheadArgs& args);
-void StopCopy(CopyProgress* progress);
 void Overlap(const OverlapArgs& args);
 
 }  // namespace sparsekv::plain

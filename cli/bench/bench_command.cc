@@ -132,6 +132,8 @@ void AddBenchDecode(CLI::App& bench, Command* command) {
       ->capture_default_str();
   sub->add_flag("!--no-graphs", o->graphs, "cuda: launch every kernel of a step by itself");
   sub->add_flag("!--no-early-launch", o->early_launch, "cuda: begin kernels one after the other");
+  sub->add_flag("--mirror-rows", o->mirror_rows,
+                "cuda: rows are twice in host memory, once where the device reads fastest");
   sub->add_flag("--dense", o->dense, "attend every row");
   sub->add_flag("!--uncorrected", o->corrected, "attend what was predicted, as in the paper");
   sub->add_option("--prefetch-percent", o->prefetch_percent, "rows to predict, of the budget")
@@ -149,7 +151,12 @@ void AddBenchDecode(CLI::App& bench, Command* command) {
       "--timeline", o->timeline,
       "file for the last case's last step, for the trace viewers of Chrome and Perfetto");
   sub->add_flag("--json", o->json, "one JSON object on one line");
-  sub->callback([=] { *command = [=] { return BenchDecode(*o); }; });
+  sub->callback([=] {
+    if (o->mirror_rows && (o->backend != "cuda" || o->placement != "offload")) {
+      throw CLI::ValidationError("--mirror-rows: only with --backend cuda --placement offload");
+    }
+    *command = [=] { return BenchDecode(*o); };
+  });
 }
 
 void AddBenchPrefill(CLI::App& bench, Command* command) {

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <map>
 #include <memory>
-#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
@@ -76,8 +75,7 @@ class DecodeBench {
   absl::StatusOr<std::unique_ptr<LocalRunner>> MakeRunner(const Case* one, Timeline* timeline);
   absl::Status RunCase(const Case& one);
   void MeasureStream();
-  BenchCase Describe(const Case& one, LocalRunner& runner, std::vector<double> seconds,
-                     const StepWork& before) const;
+  BenchCase Describe(const Case& one, LocalRunner& runner, std::vector<double> seconds) const;
   // The bytes that a step must read at least, and its arithmetic.
   void CountWork(size_t row_bytes, BenchCase* item) const;
 
@@ -101,6 +99,7 @@ absl::StatusOr<std::unique_ptr<LocalRunner>> DecodeBench::MakeRunner(const Case*
     options.backend = BackendFor(o_.backend, source_.files());
     options.graphs = o_.graphs;
     options.early_launch = o_.early_launch;
+    options.mirror_rows = o_.mirror_rows;
     if (o_.placement == "resident") options.placement = RowPlacement::kResident;
     options.link = o_.link;
     options.gather = one->gather;
@@ -129,6 +128,17 @@ void DecodeBench::MeasureStream() {
   }
 }
 
+// What of a step the host does while the device does nothing, and what it gives the device. The
+// median: a step that is made a graph takes the host milliseconds, once.
+void DescribeHost(const StepWork& before, const StepWork& after, std::vector<double> seconds,
+                  BenchCase* item) {
+  const uint64_t steps = after.steps - before.steps;
+  if (steps == 0) return;
+  item->params["host_us_per_step"] = std::round(1e6 * Median(std::move(seconds)));
+  item->params["operations_per_step"] =
+      std::round(double(after.operations - before.operations) / double(steps));
+}
+
 absl::Status DecodeBench::RunCase(const Case& one) {
   Timeline timeline;
   auto made = MakeRunner(&one, o_.timeline.empty() ? nullptr : &timeline);
@@ -139,7 +149,7 @@ absl::Status DecodeBench::RunCase(const Case& one) {
   std::vector<LayerPolicy> policies(layers, {one.predict, o_.prefetch_percent, !o_.corrected});
   policies[0].predict = false;
   runner.device().attention->set_policies(policies);
-  std::vector<double> seconds;
+  std::vector<double> seconds, host_seconds;
   streams_.clear();
   MeasureStream();
   StepWork before;
@@ -150,31 +160,24 @@ absl::Status DecodeBench::RunCase(const Case& one) {
     }
     timeline.Clear();
     runner.model().set_measure(step + 1 == o_.warmup + o_.steps / 2);
+    const double waited = runner.device().backend->decode_work().wait_s;
     const auto begin = Clock::now();
     source_.Step(runner, step, o_.row_budget());
     const double took = std::chrono::duration<double>(Clock::now() - begin).count();
-    if (step >= o_.warmup) seconds.push_back(took);
+    if (step < o_.warmup) continue;
+    seconds.push_back(took);
+    host_seconds.push_back(took - (runner.device().backend->decode_work().wait_s - waited));
   }
   MeasureStream();
-  report_.Add(Describe(one, runner, seconds, before));
+  BenchCase item = Describe(one, runner, seconds);
+  DescribeHost(before, runner.device().backend->decode_work(), host_seconds, &item);
+  report_.Add(std::move(item));
   if (o_.timeline.empty()) return absl::OkStatus();
   return timeline.Write(o_.timeline);
 }
 
-// What of a step the host does while the device does nothing, and what it gives the device.
-void DescribeHost(const StepWork& before, const StepWork& after, const std::vector<double>& seconds,
-                  BenchCase* item) {
-  const uint64_t steps = after.steps - before.steps;
-  if (steps == 0) return;
-  const double all = std::accumulate(seconds.begin(), seconds.end(), 0.0);
-  const double host = all - (after.wait_s - before.wait_s);
-  item->params["host_us_per_step"] = std::round(1e6 * host / double(seconds.size()));
-  item->params["operations_per_step"] =
-      std::round(double(after.operations - before.operations) / double(steps));
-}
-
-BenchCase DecodeBench::Describe(const Case& one, LocalRunner& runner, std::vector<double> seconds,
-                                const StepWork& before) const {
+BenchCase DecodeBench::Describe(const Case& one, LocalRunner& runner,
+                                std::vector<double> seconds) const {
   const std::vector<LayerCounts>& layers = runner.device().attention->counts();
   const LayerCounts total = Total(layers);
   const RowCounts& rows = total.rows;
@@ -183,7 +186,8 @@ BenchCase DecodeBench::Describe(const Case& one, LocalRunner& runner, std::vecto
   const size_t row_bytes = runner.segment().layout().row_bytes();
   BenchCase item;
   item.name = absl::StrCat("decode/", one.hot_rows ? absl::StrCat("hot ", one.hot_rows) : "no hot",
-                           one.predict ? "/predict" : "", one.gather ? "/gather" : "");
+                           one.predict ? "/predict" : "", one.gather ? "/gather" : "",
+                           o_.mirror_rows ? "/mirror" : "");
   const LabelFormat labels = source_.files().channels->label_format;
   if (labels != LabelFormat::kBf16 && !o_.dense) {
     absl::StrAppend(&item.name, "/", std::string(Name(labels)), " labels");
@@ -210,7 +214,6 @@ BenchCase DecodeBench::Describe(const Case& one, LocalRunner& runner, std::vecto
   for (const Device::MemoryUse& use : runner.device().Memory()) {
     if (o_.json) item.params["device_memory"][use.kind] = use.bytes;
   }
-  DescribeHost(before, runner.device().backend->decode_work(), seconds, &item);
   CountWork(row_bytes, &item);
   item.seconds_median = Median(seconds);
   const double stream = Median(streams_);

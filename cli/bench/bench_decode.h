@@ -39,6 +39,7 @@ struct DecodeBenchOptions {
   std::string placement = "offload";
   bool graphs = true;
   bool early_launch = true;
+  bool mirror_rows = false;
   bool dense = false;  // attend every row: no selection, no hot rows
 
   RowBudget row_budget() const { return dense ? RowBudget{} : RowBudget{.rows = budget}; }

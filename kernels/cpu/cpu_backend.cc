@@ -65,7 +65,6 @@ class CpuBackend final : public Backend {
   void CopyRows(const CopyRowsArgs& args) override { cpu::CopyRows(args, context_); }
   void Forget(const ForgetArgs& args) override { plain::Forget(args); }
   void CopyAhead(const CopyAheadArgs& args) override { plain::CopyAhead(args); }
-  void StopCopy(CopyProgress* progress) override { plain::StopCopy(progress); }
   void ForgetRest(const ForgetRestArgs& args) override { plain::ForgetRest(args); }
   void Overlap(const OverlapArgs& args) override { plain::Overlap(args); }
   using Backend::Sample;

@@ -144,6 +144,15 @@ __device__ inline Place PlaceOf(const FewCall& call, uint32_t unit) {
   return place;
 }
 
+// By the first CTA, which always has a unit, when it has its rows: what is still on its way into
+// slots is given up, as the link is needed now.
+__device__ inline void StopAhead(const FewCall& call) {
+  if (blockIdx.x != 0) return;
+  for (uint32_t i = threadIdx.x; i < call.item_count; i += blockDim.x) {
+    if (call.items[i].offloaded != nullptr) call.items[i].offloaded->StopAhead();
+  }
+}
+
 // ---- Merging
 
 __device__ inline void AddWeighted(float4& sum, float weight, float4 value) {

@@ -131,6 +131,7 @@ class RowFeed {
       row_ = slot == kNotHot ? RowOf(block) : offloaded_->hot.rows.Row(head_, slot);
     }
     located_ = __ballot_sync(kAllLanes, absent) & kTileMask;
+    __syncwarp();  // what this lane has seen of a row, those that ask for it have too
   }
 
   __device__ void FindTile() {

@@ -245,6 +245,7 @@ __global__ void __launch_bounds__(FewShape<kHeadDim>::kWarps* kWarp, 3) AttendFe
   if (share.count > 0) place = PlaceOf(call, share.first);
   if (!early) BeginKernel();
   if (share.count == 0) return;  // others have units, and wait at the end
+  if constexpr (kOffloaded) StopAhead(call);
   const uint32_t warp = threadIdx.x / kWarp;
   const uint32_t ring =
       static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + warp * Shape::kRingBytes;

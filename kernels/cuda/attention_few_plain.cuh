@@ -226,6 +226,7 @@ __global__ void __launch_bounds__(kPlainWarps* kWarp) AttendFewPlain(FewCall cal
   float* results = plain_shared + call.pass_heads * call.head_dim;
   const Share share = ShareOfCta(call);
   if (share.count == 0) return;
+  if constexpr (kOffloaded) StopAhead(call);
   Place place = PlaceOf(call, share.first);
   const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   PlainHeads<T> heads(query, weights[warp], call.head_dim, call.scale);

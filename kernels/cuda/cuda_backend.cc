@@ -30,6 +30,20 @@ std::string DeviceName() {
          std::to_string(properties.multiProcessorCount) + " multiprocessors)";
 }
 
+// As the kernel says it of the PCI device.
+int NodeOfDevice(int device) {
+  char bus_id[32]{};
+  if (cudaDeviceGetPCIBusId(bus_id, sizeof(bus_id), device) != cudaSuccess) {
+    cudaGetLastError();
+    return -1;
+  }
+  std::string path = std::string("/sys/bus/pci/devices/") + bus_id + "/numa_node";
+  std::ranges::transform(path, path.begin(), [](unsigned char c) { return std::tolower(c); });
+  int node = -1;
+  std::ifstream(path) >> node;
+  return node;
+}
+
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(const CudaOptions& options)
@@ -47,6 +61,8 @@ class CudaBackend final : public Backend {
   size_t free_bytes() const override;
   bool Share(std::byte* host, size_t bytes, std::string* why) override;
   void Unshare(std::byte* host, size_t bytes) override;
+  std::byte* AllocateOnLargePages(size_t bytes, std::string* why) override;
+  void FreeLargePages(std::byte* memory) override { CUDA_CHECK(cudaFree(memory)); }
   void Upload(void* device, const void* host, size_t bytes) override {
     CHECK(!in_step_);
     // From pageable memory it may return before the bytes are there, and steps run on other
@@ -59,7 +75,7 @@ class CudaBackend final : public Backend {
     CUDA_CHECK(cudaMemcpy(host, device, bytes, cudaMemcpyDefault));
   }
   void Copy(void* to, const void* from, size_t bytes) override {
-    Do([&] { tape_.Copy(to, from, bytes); });
+    Do([&] { cuda::CopyBytes(to, from, bytes, tape_); });
   }
   void Fill(void* to, uint8_t byte, size_t bytes) override {
     Do([&] { tape_.Fill(to, byte, bytes); });
@@ -101,9 +117,6 @@ class CudaBackend final : public Backend {
   void Forget(const ForgetArgs& args) override { Run(cuda::Forget, args); }
   void CopyRows(const CopyRowsArgs& args) override { Run(cuda::CopyRows, args); }
   void CopyAhead(const CopyAheadArgs& args) override { Run(cuda::CopyAhead, args); }
-  void StopCopy(CopyProgress* progress) override {
-    Do([&] { cuda::StopCopy(progress, tape_); });
-  }
   void ForgetRest(const ForgetRestArgs& args) override { Run(cuda::ForgetRest, args); }
   void Overlap(const OverlapArgs& args) override { Run(cuda::Overlap, args); }
   void Project(const ProjectArgs& args) override {
@@ -190,6 +203,39 @@ void CudaBackend::Unshare(std::byte* host, size_t) {
   if (pageable_.erase(host) == 0) CUDA_CHECK(cudaHostUnregister(host));
 }
 
+// Managed memory that stays where the device is near: of all kinds of host memory the only one that
+// drivers were seen to map in large pages (tests/gpu/ceilings_pages.cuh).
+std::byte* CudaBackend::AllocateOnLargePages(size_t bytes, std::string* why) {
+  int device = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  if (!tape_.properties().concurrentManagedAccess) {
+    *why = "it has no managed memory that both use at once";
+    return nullptr;
+  }
+  const int node = NodeOfDevice(device);
+  const cudaMemLocation near = {node < 0 ? cudaMemLocationTypeHost : cudaMemLocationTypeHostNuma,
+                                std::max(node, 0)};
+  const cudaMemLocation host = {cudaMemLocationTypeHost, 0};
+  const cudaMemLocation self = {cudaMemLocationTypeDevice, device};
+  void* memory = nullptr;
+  cudaError_t error = cudaMallocManaged(&memory, bytes);
+  if (error == cudaSuccess) {
+    // A machine may not let a process choose the node.
+    if (cudaMemAdvise(memory, bytes, cudaMemAdviseSetPreferredLocation, near) != cudaSuccess) {
+      cudaGetLastError();
+      error = cudaMemAdvise(memory, bytes, cudaMemAdviseSetPreferredLocation, host);
+    }
+    if (error == cudaSuccess) {
+      error = cudaMemAdvise(memory, bytes, cudaMemAdviseSetAccessedBy, self);
+    }
+  }
+  if (error == cudaSuccess) return static_cast<std::byte*>(memory);
+  *why = cudaGetErrorString(error);
+  cudaGetLastError();
+  if (memory) CUDA_CHECK(cudaFree(memory));
+  return nullptr;
+}
+
 void CudaBackend::BeginStep(StepKind kind) {
   CHECK(!in_step_);
   tape_.Begin(kind);
@@ -244,24 +290,6 @@ std::string WhyNoCuda() {
   }
   return why;
 }
-
-namespace {
-
-// As the kernel says it of the PCI device.
-int NodeOfDevice(int device) {
-  char bus_id[32]{};
-  if (cudaDeviceGetPCIBusId(bus_id, sizeof(bus_id), device) != cudaSuccess) {
-    cudaGetLastError();
-    return -1;
-  }
-  std::string path = std::string("/sys/bus/pci/devices/") + bus_id + "/numa_node";
-  std::ranges::transform(path, path.begin(), [](unsigned char c) { return std::tolower(c); });
-  int node = -1;
-  std::ifstream(path) >> node;
-  return node;
-}
-
-}  // namespace
 
 std::vector<CudaDevice> CudaDevices() {
   std::vector<CudaDevice> all;

@@ -34,6 +34,7 @@ struct ResolveItem {
   uint32_t miss_stamp;
   uint32_t useful_stamp;
   uint32_t by_place;
+  uint32_t map_misses;
 };
 
 // The CTA's KV head.
@@ -45,6 +46,7 @@ struct Head : victims::HeadSlots {
   uint32_t hit_stamp;
   uint32_t miss_stamp;
   bool by_place;
+  bool map_misses;
 
   __device__ Head(const ResolveItem& item, uint32_t kv_head)
       : HeadSlots{item.table, kv_head, min(item.hit_stamp, item.miss_stamp),
@@ -55,7 +57,8 @@ struct Head : victims::HeadSlots {
         count(item.count),
         hit_stamp(item.hit_stamp),
         miss_stamp(item.miss_stamp),
-        by_place(item.by_place != 0) {}
+        by_place(item.by_place != 0),
+        map_misses(item.map_misses != 0) {}
 };
 
 // Fills work.stamps, and empties all slots where asked to.
@@ -156,7 +159,7 @@ __device__ void HandOut(const Head& head, const uint16_t* absent, const uint16_t
     if (meta.token != kNoToken) head.SlotOf(meta.token) = kNotHot;
     meta = {.token = token, .last_use = head.miss_stamp};
     if (head.cached) work.stamps[slot] = head.miss_stamp;
-    head.SlotOf(token) = static_cast<uint16_t>(slot);
+    if (head.map_misses) head.SlotOf(token) = static_cast<uint16_t>(slot);
     head.slots[i] = slot;
     if (i != work.current_at) {
       head.misses[done + v - (i > work.current_at ? 1 : 0)] = {head.by_place ? i : token, slot};
@@ -224,7 +227,8 @@ void Resolve(const ResolveArgs& args, Tape& tape) {
                      .hit_stamp = item.hit_stamp,
                      .miss_stamp = item.miss_stamp,
                      .useful_stamp = item.useful_stamp,
-                     .by_place = item.by_place});
+                     .by_place = item.by_place,
+                     .map_misses = item.map_misses});
   }
   const dim3 grid(args.kv_heads, static_cast<uint32_t>(items.size()));
   tape.Launch(ResolveKernel, grid, dim3(kThreads), sizeof(Work), tape.Params(items));

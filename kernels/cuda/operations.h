@@ -70,8 +70,9 @@ void Overlap(const OverlapArgs& args, Tape& tape);
 void Resolve(const ResolveArgs& args, Tape& tape);
 void Forget(const ForgetArgs& args, Tape& tape);
 void CopyRows(const CopyRowsArgs& args, Tape& tape);
+// As Tape::Copy, but a kernel where the bytes are few: what follows it may begin early.
+void CopyBytes(void* to, const void* from, size_t bytes, Tape& tape);
 void CopyAhead(const CopyAheadArgs& args, Tape& tape);
-void StopCopy(CopyProgress* progress, Tape& tape);
 void ForgetRest(const ForgetRestArgs& args, Tape& tape);
 // Draws tokens; `tokens` [args.size()] are filled by Take, once the tape has run.
 class Sampler {

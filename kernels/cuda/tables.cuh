@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "kernels/attention.h"
+#include "kernels/copy_ahead.h"
 #include "kernels/hot_rows.h"
 #include "kernels/labels.h"
 #include "kernels/rows.h"
@@ -84,9 +85,20 @@ struct OffloadedView {
   SlotsView hot;
   RowsView landing;  // without blocks: none
   bool kept;
+  CopyProgress* ahead;  // null: nothing is on its way to `hot`
 
+  // Where a slot is named, its row is seen whole (CopyAhead).
   __device__ uint32_t SlotOf(uint32_t kv_head, uint32_t token) const {
-    return hot.slots > 0 ? hot.SlotOf(kv_head, token) : kNotHot;
+    if (hot.slots == 0) return kNotHot;
+    uint16_t slot;
+    asm volatile("ld.acquire.gpu.global.u16 %0, [%1];"
+                 : "=h"(slot)
+                 : "l"(&hot.SlotOf(kv_head, token))
+                 : "memory");
+    return slot;
+  }
+  __device__ void StopAhead() const {
+    if (ahead != nullptr) *reinterpret_cast<volatile uint32_t*>(&ahead->stop) = 1;
   }
 };
 
@@ -95,6 +107,7 @@ inline OffloadedView ViewOf(const OffloadedRows& offloaded) {
   if (offloaded.hot.slots > 0) view.hot = ViewOf(offloaded.hot);
   if (offloaded.landing.blocks != nullptr) view.landing = ViewOf(offloaded.landing);
   view.kept = offloaded.kept;
+  view.ahead = offloaded.ahead;
   return view;
 }
 

@@ -78,6 +78,15 @@ __device__ void SumOverBlock(V (&values)[kCount]) {
   }
 }
 
+// Bytes: 32 per unit of 16.
+__global__ void __launch_bounds__(kThreads)
+    CopyBytesKernel(uint4* to, const uint4* from, size_t count) {
+  BeginKernel();
+  NextMayBegin();
+  const size_t i = size_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i < count) to[i] = from[i];
+}
+
 // A block takes 4 * kThreads values of a token. Bytes: sizeof(T) + 4 per value.
 template <bool kFours, typename T>
 __global__ void __launch_bounds__(kThreads)
@@ -299,6 +308,16 @@ void SwiGlu(const SwiGluArgs& args, Tape& tape) {
   const auto most = static_cast<uint32_t>(8 * tape.multiprocessors());
   tape.Launch(fours ? SwiGluKernel<true> : SwiGluKernel<false>,
               std::min(most, CeilDiv(count, 4 * kThreads)), kThreads, 0, args.gate, args.up, count);
+}
+
+void CopyBytes(void* to, const void* from, size_t bytes, Tape& tape) {
+  const auto bits = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from) | bytes;
+  constexpr size_t kMost = size_t{1} << 20;  // a kernel that leaves most of the device free
+  if (bits % sizeof(uint4) != 0 || bytes > kMost) return tape.Copy(to, from, bytes);
+  const size_t count = bytes / sizeof(uint4);
+  if (count == 0) return;
+  tape.Launch(CopyBytesKernel, CeilDiv(count, kThreads), kThreads, 0, static_cast<uint4*>(to),
+              static_cast<const uint4*>(from), count);
 }
 
 void Extrapolate(const ExtrapolateArgs& args, Tape& tape) {

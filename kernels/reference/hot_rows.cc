@@ -52,7 +52,7 @@ void ResolveHead(const ResolveArgs& args, const ResolveArgs::Item& item, uint32_
     SlotMeta& meta = table.Meta(head, slot);
     if (meta.token != kNoToken) table.SlotOf(head, meta.token) = kNotHot;
     meta = {.token = rows[i], .last_use = item.miss_stamp};
-    table.SlotOf(head, rows[i]) = static_cast<uint16_t>(slot);
+    if (item.map_misses) table.SlotOf(head, rows[i]) = static_cast<uint16_t>(slot);
     slots[i] = slot;
     if (rows[i] == item.current) {
       resolved.hits += 1;

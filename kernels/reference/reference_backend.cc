@@ -31,7 +31,6 @@ class ReferenceBackend final : public Backend {
   void CopyRows(const CopyRowsArgs& args) override { reference::CopyRows(args); }
   void Forget(const ForgetArgs& args) override { plain::Forget(args); }
   void CopyAhead(const CopyAheadArgs& args) override { plain::CopyAhead(args); }
-  void StopCopy(CopyProgress* progress) override { plain::StopCopy(progress); }
   void ForgetRest(const ForgetRestArgs& args) override { plain::ForgetRest(args); }
   void Overlap(const OverlapArgs& args) override { plain::Overlap(args); }
   using Backend::Sample;
