@@ -160,6 +160,10 @@ TEST(BadOptionTest, OfRowsAndPredictions) {
                 {"--hot-rows 64"});
   ExpectRefused({"--model", kDemo, "--predict", "on", "--correction", "none"},
                 {"--placement offload"});
+  ExpectRefused({"--model", kDemo, "--placement", "resident", "--mirror-rows"},
+                {"--mirror-rows", "--placement resident"});
+  ExpectRefused({"--model", kDemo, "--backend", "cpu", "--mirror-rows"},
+                {"--mirror-rows: needs --backend cuda"});
   ExpectRefused({"--model", kDemo, "--hot-rows", "0x100"}, {"--hot-rows", "0x100"});
   ExpectRefused({"--model", kDemo, "--hot-rows", "99999"}, {"--hot-rows", "99999"}, 2);
   ExpectRefused({"--model", kDemo, "--hot-rows", "256", "--device-memory", "4M"},

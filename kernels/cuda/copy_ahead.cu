@@ -22,6 +22,7 @@ struct AheadCall {
   uint32_t row_bytes;
   uint32_t unused;
 };
+static_assert(sizeof(AheadCall) == 40);  // arguments are hashed as bytes: there is no padding
 
 // By one thread: the first of `slices` slices that are its to bring, or kNone.
 __device__ uint32_t BeginSlices(CopyProgress* progress, uint32_t slices) {
