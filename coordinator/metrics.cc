@@ -95,14 +95,15 @@ Metrics::Metrics(uint32_t workers)
                             "prefetch_useful + missed")),
       rows_hit(Counter(registry_, "rows_hit_total",
                        "Selected rows that were on the device before the step predicted anything")),
-      rows_prefetched(
-          Counter(registry_, "rows_prefetched_total", "Rows brought before their layer began")),
+      rows_prefetched(Counter(registry_, "rows_prefetched_total",
+                              "Rows brought before their layer asked for them")),
       rows_prefetch_useful(Counter(registry_, "rows_prefetch_useful_total",
                                    "Prefetched rows that were then selected")),
       rows_prefetch_cut(Counter(registry_, "rows_prefetch_cut_total",
-                                "Rows whose prefetch was given up as their layer began")),
-      rows_missed(Counter(registry_, "rows_missed_total",
-                          "Selected rows neither hot nor prefetched when their layer began")),
+                                "Rows whose prefetch was given up as their layer asked for rows")),
+      rows_missed(
+          Counter(registry_, "rows_missed_total",
+                  "Selected rows neither hot nor prefetched when their layer asked for them")),
       fetch_bytes_direct(Counter(registry_, "fetch_bytes_total", kFetchHelp, {{"path", "direct"}})),
       fetch_bytes_gather(Counter(registry_, "fetch_bytes_total", kFetchHelp, {{"path", "gather"}})),
       gather_requests_expired(
