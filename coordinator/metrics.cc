@@ -101,9 +101,8 @@ Metrics::Metrics(uint32_t workers)
                                    "Prefetched rows that were then selected")),
       rows_prefetch_cut(Counter(registry_, "rows_prefetch_cut_total",
                                 "Rows whose prefetch was given up as their layer asked for rows")),
-      rows_missed(
-          Counter(registry_, "rows_missed_total",
-                  "Selected rows neither hot nor prefetched when their layer asked for them")),
+      rows_missed(Counter(registry_, "rows_missed_total",
+                          "Selected rows neither hot nor prefetched when asked for")),
       fetch_bytes_direct(Counter(registry_, "fetch_bytes_total", kFetchHelp, {{"path", "direct"}})),
       fetch_bytes_gather(Counter(registry_, "fetch_bytes_total", kFetchHelp, {{"path", "gather"}})),
       gather_requests_expired(

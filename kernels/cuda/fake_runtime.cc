@@ -28,6 +28,7 @@ struct Node {
 using Nodes = std::vector<Node>;
 
 constexpr size_t kNothing = static_cast<size_t>(-1);
+constexpr int kGreatestPriority = -5;
 
 struct Runtime {
   std::map<const void*, Binder> kernels;
@@ -55,6 +56,7 @@ cudaError_t Result(std::string_view call) {
 struct CUstream_st {
   size_t last = kNothing;  // in the list that is being filled
   std::vector<size_t> waits;
+  bool first = false;  // of the greatest priority
 };
 struct CUevent_st {
   size_t at = kNothing;
@@ -110,7 +112,7 @@ std::set<cudaEvent_t>& Events() {
   return events;
 }
 void ForgetPlaces() {
-  for (cudaStream_t stream : Streams()) *stream = {};
+  for (cudaStream_t stream : Streams()) *stream = {.first = stream->first};
   for (cudaEvent_t event : Events()) event->at = kNothing;
 }
 
@@ -167,7 +169,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
 }
 cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
   *least = 0;
-  *greatest = -5;
+  *greatest = kGreatestPriority;
   return cudaSuccess;
 }
 const char* cudaGetErrorString(cudaError_t) { return "the fake was told to fail"; }
@@ -179,8 +181,9 @@ cudaError_t cudaMallocHost(void** memory, size_t bytes) {
 cudaError_t cudaFree(void* memory) { return Return(memory); }
 cudaError_t cudaFreeHost(void* memory) { return Return(memory); }
 
-cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int) {
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int priority) {
   *stream = *Streams().insert(new CUstream_st()).first;
+  (*stream)->first = priority == kGreatestPriority;
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
@@ -258,6 +261,7 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* fu
     CHECK(Filled()[config->stream->last].is_kernel);
     ++runtime().statistics.early_launches;
   }
+  if (config->stream->first) ++runtime().statistics.first_launches;
   Enqueue(config->stream, [run = runtime().kernels.at(function)(args)] {
     ++runtime().statistics.kernels_run;
     run();
@@ -287,7 +291,9 @@ cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
   ++runtime().statistics.captures;
   return cudaSuccess;
 }
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph,
+                                 unsigned long long flags) {
+  CHECK_EQ(flags, uint64_t{cudaGraphInstantiateFlagUseNodePriority});
   *exec = new CUgraphExec_st{graph->nodes};
   ++runtime().statistics.live_graphs;
   return Result("cudaGraphInstantiate");

@@ -38,6 +38,7 @@ struct Statistics {
   size_t kernels_run = 0;
   size_t early_launches = 0;             // asked for, at capture or when they ran
   size_t cluster_launches = 0;           // likewise
+  size_t first_launches = 0;             // likewise, on streams of the greatest priority
   size_t most_dynamic_shared_bytes = 0;  // that a kernel was given with cudaFuncSetAttribute
 };
 const Statistics& statistics();

@@ -32,10 +32,11 @@ Tape::Tape(bool graphs, bool early) : graphs_(graphs), early_(early) {
   CUDA_CHECK(cudaGetDeviceProperties(&properties_, device));
   int least = 0, greatest = 0;
   CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
-  // A step's own work goes before what is fetched ahead.
+  // What runs beside a step's own work goes first: it is short or leaves most of a multiprocessor
+  // free, and otherwise waits until the last CTA of a large product has found room.
   for (int lane = 0; lane < kLanes; ++lane) {
     CUDA_CHECK(cudaStreamCreateWithPriority(&streams_[lane], cudaStreamNonBlocking,
-                                            lane == 0 ? greatest : least));
+                                            lane == 0 ? least : greatest));
   }
   CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&param_host_), kParamBytes));
   CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&param_device_), kParamBytes));
@@ -245,7 +246,8 @@ cudaGraphExec_t Tape::Capture() {
   CUDA_CHECK(cudaStreamBeginCapture(streams_[0], cudaStreamCaptureModeThreadLocal));
   RunDirectly();
   CUDA_CHECK(cudaStreamEndCapture(streams_[0], &graph));
-  CUDA_CHECK(cudaGraphInstantiate(&exec, graph, 0));
+  // Without being told a graph has its own stream's priority everywhere.
+  CUDA_CHECK(cudaGraphInstantiate(&exec, graph, cudaGraphInstantiateFlagUseNodePriority));
   CUDA_CHECK(cudaGraphDestroy(graph));
   return exec;
 }

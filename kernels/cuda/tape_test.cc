@@ -197,6 +197,15 @@ TEST_F(TapeTest, KernelsInClusters) {
   EXPECT_EQ(tape.statistics().graphs_made, 2u);
 }
 
+TEST_F(TapeTest, WhatRunsBesideTheStepGoesFirst) {
+  Tape tape(true);
+  for (Lane lane : {Lane::kCompute, Lane::kPredict, Lane::kPrefetch, Lane::kKeep}) {
+    const size_t before = fake::statistics().first_launches;
+    Step(tape, {1, 2}, 1, static_cast<int>(lane));
+    EXPECT_EQ(fake::statistics().first_launches - before, lane == Lane::kCompute ? 0u : 1u);
+  }
+}
+
 TEST_F(TapeTest, AKernelIsEarlyOnlyAfterAKernelAlone) {
   const auto early = [&](Tape& tape, bool between, StepKind kind) {
     const size_t before = fake::statistics().early_launches;

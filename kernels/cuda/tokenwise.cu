@@ -163,6 +163,7 @@ __global__ void __launch_bounds__(kThreads)
     ExtrapolateKernel(const float* x, const float* previous, const Drift* drifts, uint32_t width,
                       float* out) {
   BeginKernel();
+  NextMayBegin();
   const size_t i = 4 * (size_t{blockIdx.y} * kThreads + threadIdx.x);
   if (i >= width) return;
   const size_t row = size_t{blockIdx.x} * width;
@@ -191,6 +192,7 @@ __global__ void __launch_bounds__(kThreads)
                       uint32_t kv_heads, uint32_t group, uint32_t head_dim, uint32_t width,
                       float* q) {
   BeginKernel();
+  NextMayBegin();
   __shared__ float spread[kThreads / kWarp][kMaxHeadDim];
   const uint32_t lane = threadIdx.x % kWarp;
   const size_t row = size_t{blockIdx.x} * (kThreads / kWarp) + threadIdx.x / kWarp;
