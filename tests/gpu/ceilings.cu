@@ -513,6 +513,11 @@ constexpr Section kSections[] = {
     {"rows beside a stream", RowsBesideStream},
 };
 
+bool IsSection(const std::string& name) {
+  return std::ranges::any_of(kSections,
+                             [&](const Section& section) { return name == section.name; });
+}
+
 bool RunAll(Bench& b) {
   bool passed = true;
   const auto start = Clock::now();
@@ -549,12 +554,15 @@ int main(int argc, char** argv) {
       json = value;
     } else if (flag == "--gib" && gib >= 2 && gib <= 64 && std::has_single_bit(gib)) {
       bench.bytes = gib * ceilings::kGiB;
-    } else if (flag == "--only" && !value.empty()) {
+    } else if (flag == "--only" && ceilings::IsSection(value)) {
       bench.only = value;
     } else {
       fprintf(stderr,
+              "ceilings: not an option and its value: '%s' '%s'\n"
               "usage: ceilings [--json FILE] [--gib N] [--only SECTION], N a power of two from 2 "
-              "to 64\n");
+              "to 64, SECTION one of:\n",
+              flag.c_str(), value.c_str());
+      for (const auto& section : ceilings::kSections) fprintf(stderr, "  %s\n", section.name);
       return 2;
     }
   }
