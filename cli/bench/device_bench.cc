@@ -22,8 +22,9 @@ constexpr uint32_t kMostItems = 8192;  // in a step of N
 constexpr double kLongRounds = 0.5;
 constexpr size_t kLeastRounds = 3;
 
-// Made by the host, the rest are copies. No page of labels has another one's bytes: scores that are
-// equal eight times in a row, as with 64 MiB, are no model's, and cost the selection three rounds.
+// Made by the host, the rest are copies: in steps of 17 x 256, so that no page of a model's labels
+// has another one's bytes. With 64 MiB each score came eight times, and the selection among equals
+// takes three rounds more.
 constexpr size_t kRandomBytes = (size_t{64} << 20) + 4352;
 constexpr size_t kRandomFloats = size_t{1} << 20;
 

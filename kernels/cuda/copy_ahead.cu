@@ -6,10 +6,10 @@
 #include "kernels/cuda/copy_rows.cuh"
 #include "kernels/cuda/operations.h"
 
-// A prefetch beside the step's own work, which must not notice. Rows on their way over the link
-// stay there for microseconds, and what a multiprocessor loads otherwise waits behind them, so they
-// take another way where there is one: a warp asks for whole rows, into its shared memory, and has
-// them written from there (cp.async.bulk, from 9.0 on).
+// A prefetch beside the step's own work, which it must not slow down. Rows on their way over the
+// link stay there for microseconds, and what a multiprocessor loads otherwise waits behind them, so
+// they take another way where there is one: a warp asks for whole rows, into its shared memory, and
+// has them written from there (cp.async.bulk, from 9.0 on).
 namespace sparsekv::cuda {
 namespace {
 

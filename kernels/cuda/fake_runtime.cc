@@ -28,7 +28,6 @@ struct Node {
 using Nodes = std::vector<Node>;
 
 constexpr size_t kNothing = static_cast<size_t>(-1);
-constexpr int kGreatestPriority = -5;
 
 struct Runtime {
   std::map<const void*, Binder> kernels;
@@ -56,7 +55,7 @@ cudaError_t Result(std::string_view call) {
 struct CUstream_st {
   size_t last = kNothing;  // in the list that is being filled
   std::vector<size_t> waits;
-  bool first = false;  // of the greatest priority
+  int priority = 0;
 };
 struct CUevent_st {
   size_t at = kNothing;
@@ -112,7 +111,7 @@ std::set<cudaEvent_t>& Events() {
   return events;
 }
 void ForgetPlaces() {
-  for (cudaStream_t stream : Streams()) *stream = {.first = stream->first};
+  for (cudaStream_t stream : Streams()) *stream = {.priority = stream->priority};
   for (cudaEvent_t event : Events()) event->at = kNothing;
 }
 
@@ -168,8 +167,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
-  *least = 0;
-  *greatest = kGreatestPriority;
+  *least = sparsekv::cuda::fake::kLeastPriority;
+  *greatest = sparsekv::cuda::fake::kGreatestPriority;
   return cudaSuccess;
 }
 const char* cudaGetErrorString(cudaError_t) { return "the fake was told to fail"; }
@@ -183,7 +182,7 @@ cudaError_t cudaFreeHost(void* memory) { return Return(memory); }
 
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int priority) {
   *stream = *Streams().insert(new CUstream_st()).first;
-  (*stream)->first = priority == kGreatestPriority;
+  (*stream)->priority = priority;
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
@@ -261,7 +260,7 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* fu
     CHECK(Filled()[config->stream->last].is_kernel);
     ++runtime().statistics.early_launches;
   }
-  if (config->stream->first) ++runtime().statistics.first_launches;
+  runtime().statistics.last_priority = config->stream->priority;
   Enqueue(config->stream, [run = runtime().kernels.at(function)(args)] {
     ++runtime().statistics.kernels_run;
     run();

@@ -29,6 +29,8 @@ void Kernel(void (*kernel)(P...)) {
   });
 }
 
+constexpr int kLeastPriority = 0, kGreatestPriority = -5;
+
 struct Statistics {
   size_t allocations = 0;       // cudaMalloc and cudaMallocHost
   size_t live_allocations = 0;  // of those, not freed
@@ -38,7 +40,7 @@ struct Statistics {
   size_t kernels_run = 0;
   size_t early_launches = 0;             // asked for, at capture or when they ran
   size_t cluster_launches = 0;           // likewise
-  size_t first_launches = 0;             // likewise, on streams of the greatest priority
+  int last_priority = 0;                 // likewise, of the last launch's stream
   size_t most_dynamic_shared_bytes = 0;  // that a kernel was given with cudaFuncSetAttribute
 };
 const Statistics& statistics();

@@ -32,8 +32,8 @@ Tape::Tape(bool graphs, bool early) : graphs_(graphs), early_(early) {
   CUDA_CHECK(cudaGetDeviceProperties(&properties_, device));
   int least = 0, greatest = 0;
   CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
-  // What runs beside a step's own work goes first: it is short or leaves most of a multiprocessor
-  // free, and otherwise waits until the last CTA of a large product has found room.
+  // What runs beside a step's own work goes first: otherwise it waits until the last CTA of a large
+  // product has found room. It is short; a prediction's scoring is not small (kernels/README.md).
   for (int lane = 0; lane < kLanes; ++lane) {
     CUDA_CHECK(cudaStreamCreateWithPriority(&streams_[lane], cudaStreamNonBlocking,
                                             lane == 0 ? least : greatest));

@@ -32,6 +32,8 @@ namespace sparsekv::cuda {
 // They wait in BeginKernel (begin_kernel.cuh), or for the rows they need (rows_done.cuh), so that
 // no result depends on it.
 //
+// Lane::kCompute has the least priority, the other lanes the greatest, in graphs too.
+//
 // Hence the rule for operations: grids and arguments by value may depend on the model and on the
 // number of items, not on positions. A kernel that has more or less to do reads that from its
 // parameters and strides over a fixed grid. Scoring and selecting in one kernel has few grids, by

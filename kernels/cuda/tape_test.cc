@@ -198,11 +198,13 @@ TEST_F(TapeTest, KernelsInClusters) {
 }
 
 TEST_F(TapeTest, WhatRunsBesideTheStepGoesFirst) {
-  Tape tape(true);
-  for (Lane lane : {Lane::kCompute, Lane::kPredict, Lane::kPrefetch, Lane::kKeep}) {
-    const size_t before = fake::statistics().first_launches;
-    Step(tape, {1, 2}, 1, static_cast<int>(lane));
-    EXPECT_EQ(fake::statistics().first_launches - before, lane == Lane::kCompute ? 0u : 1u);
+  for (bool graphs : {true, false}) {
+    Tape tape(graphs);
+    for (Lane lane : {Lane::kCompute, Lane::kPredict, Lane::kPrefetch, Lane::kKeep}) {
+      Step(tape, {1, 2}, 1, static_cast<int>(lane));
+      EXPECT_EQ(fake::statistics().last_priority,
+                lane == Lane::kCompute ? fake::kLeastPriority : fake::kGreatestPriority);
+    }
   }
 }
 
