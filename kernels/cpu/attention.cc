@@ -60,7 +60,7 @@ void LoadQueries(const AttendBlock& block, float* q) {
 
 // Where the rows of a tile lie: the entries from `begin` on that some list of the block has.
 struct TileRows {
-  static constexpr size_t kRowsAbreast = 8;  // that are fetched side by side
+  static constexpr size_t kRowsAbreast = 16;  // that are fetched side by side
   static_assert(kAttendTile % kRowsAbreast == 0);
   const std::byte* rows[kAttendTile];
 
