@@ -76,7 +76,7 @@ struct ScoreJob {
 // Fetches some KV heads' labels of the pages [page, page + kPages) while as many before them are
 // scored. Side by side, as pages lie apart.
 struct LabelFetch {
-  static constexpr uint32_t kPages = 4;
+  static constexpr uint32_t kPages = 2;
 
   LabelFetch(const ScoreJob& job, uint32_t page, uint32_t first_head, uint32_t end_head)
       : lines(heads, 1, (end_head - first_head) * job.item->labels.layout->head_stride()) {
