@@ -65,9 +65,12 @@ bool ThreadPool::RunOneTask(unsigned thread) {
   return true;
 }
 
+// The epoch is read before stop_, which is set before the last epoch begins: who has seen that
+// epoch sees stop_ too, and nobody waits for one that never comes.
 void ThreadPool::WorkerLoop(unsigned thread) {
-  while (!stop_.load()) {
+  while (true) {
     const uint32_t epoch = epoch_.load();
+    if (stop_.load()) return;
     if (RunOneTask(thread)) continue;
     int spins = 0;
     while (spins < kSpins && epoch_.load(std::memory_order_relaxed) == epoch) {

@@ -55,5 +55,13 @@ TEST(ThreadPoolTest, ThreadsShareTheWork) {
   EXPECT_GT(runs[1].load(), 0);
 }
 
+// Between their first look around and their sleep, too.
+TEST(ThreadPoolTest, EndsWhateverItsThreadsDo) {
+  for (int i = 0; i < 3000; ++i) {
+    ThreadPool pool(1 + i % 3);
+    if (i % 2 == 0) pool.Run(3, [](uint32_t, unsigned) {});
+  }
+}
+
 }  // namespace
 }  // namespace sparsekv::cpu
